@@ -1,0 +1,1 @@
+insert into demo.calls (request) values ($1)

@@ -1,0 +1,1 @@
+insert into outbox.migrations (version, name) values ($1, $2)

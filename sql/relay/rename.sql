@@ -1,0 +1,1 @@
+update outbox.relay set name = $2 where name = $1

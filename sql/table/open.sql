@@ -1,0 +1,6 @@
+-- One statement, one snapshot: what is visible, how far WAL was written after that was known, and the highest
+-- transaction of which a row is visible. Unseen by the position are $1 and above, and those that were in progress.
+select pg_current_snapshot()::text,
+       pg_current_wal_insert_lsn()::text,
+       (select {xid}::text from {table} where {xid} >= $1::text::xid8 order by {xid} desc limit 1),
+       exists (select from {table} where {xid} = any ($2::text[]::xid8[]))

@@ -1,0 +1,50 @@
+//! Captures: where committed transactions come from.
+
+mod columns;
+pub mod table;
+mod window;
+
+use crate::event::Batch;
+use crate::fault::Fault;
+use crate::position::Position;
+
+/// Where a relay starts that has never run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// All rows that are in the table.
+    Beginning,
+    /// Only what commits from here on, for a table that another relay has served so far.
+    Now,
+}
+
+/// The source seam. One suite in `tests/contracts` runs against every implementation.
+///
+/// * Batches hold whole transactions, in order; each comes with the position that stands after it.
+/// * Nothing is handed out before it is durable in PostgreSQL; what was rolled back never appears.
+/// * The same transactions may be handed out again after a restart; the position decides.
+/// * Dropping the future of any method loses nothing: the next call starts from the position that it is given.
+#[allow(
+    async_fn_in_trait,
+    reason = "the relay runs its captures in one task; no caller needs Send"
+)]
+pub trait Capture {
+    /// The position at which a relay begins that never ran here.
+    ///
+    /// # Errors
+    /// [`Fault::Refused`] if the name is registered already: then a position must exist, and losing it is no first start.
+    async fn genesis(&mut self, start: Start) -> Result<Position, Fault>;
+
+    /// What was committed after `after`. Waits a short while (`poll_ms_max`) for something to come; `None` means that
+    /// nothing is there.
+    ///
+    /// # Errors
+    /// [`Fault::Position`] if `after` can't be resumed from here; [`Fault::Unavailable`] if the server is away.
+    async fn next(&mut self, after: &Position) -> Result<Option<Batch>, Fault>;
+
+    /// All up to `position` is published: registers the relay in `outbox.relay`, and lets retention know. Monotonic and
+    /// idempotent. A copy and a guard: the truth is the sink's position.
+    ///
+    /// # Errors
+    /// [`Fault::Refused`] if another name serves this table.
+    async fn acknowledge(&mut self, position: &Position) -> Result<(), Fault>;
+}

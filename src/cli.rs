@@ -1,0 +1,197 @@
+//! Commands, flags, help, and what is printed.
+
+use std::io::IsTerminal;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use tracing_subscriber::EnvFilter;
+
+use crate::adopt::Plan;
+use crate::config::{ConfigFile, Options, Settings};
+use crate::fault::{Fault, exit};
+use crate::{init, supervisor};
+
+/// Exit codes, in every help text.
+const EXIT_CODES: &str = "Exit codes:
+  0  done
+  1  a check found violations, or a defect of outbox-relay
+  2  a setting, flag or argument is wrong
+  3  refused: the position does not fit, or a server is not set up
+  4  a transaction can't be published; its reason is in the message
+  5  stopped, but a server did not answer within drain-ms; nothing is lost";
+
+/// Publishes an outbox table of PostgreSQL to Kafka: whole transactions, in order, exactly once.
+#[derive(Parser, Debug)]
+#[command(name = "outbox-relay", version, about, after_help = EXIT_CODES, max_term_width = 110)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// How log lines look; RUST_LOG chooses which (e.g. RUST_LOG=outbox_relay=debug).
+    #[arg(
+        long,
+        global = true,
+        env = "OUTBOX_RELAY_LOG_FORMAT",
+        default_value = "text"
+    )]
+    log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Shows all of it on throw-away servers: writers, a relay that is killed, and the check of what arrived.
+    #[cfg(feature = "demo")]
+    #[command(
+        after_help = "Examples:\n  outbox-relay demo\n  outbox-relay demo --seconds 30 --events-per-second 3000 --keep"
+    )]
+    Demo(crate::demo::DemoArgs),
+    /// Makes schema outbox in the database, or brings it up to date. May be run again at any time.
+    #[command(
+        after_help = "Examples:\n  outbox-relay init --database-url postgres://me@127.0.0.1/shop\n  outbox-relay init --print-sql | psql shop"
+    )]
+    Init(InitArgs),
+    /// Publishes until it is stopped.
+    #[command(after_help = concat!(
+        "Examples:\n  outbox-relay run --name shop --database-url postgres://me@127.0.0.1/shop --kafka-brokers 127.0.0.1:9092\n",
+        "  outbox-relay run --config relay.toml --until-caught-up\n\n",
+        "Flags win over the environment, the environment over the file.\n\n",
+    ))]
+    Run(RunArgs),
+    /// Takes a position over after pg_upgrade, after a promotion, or under a new name. A dry run without --apply.
+    #[command(
+        after_help = "Examples:\n  outbox-relay adopt --config relay.toml\n  outbox-relay adopt --config relay.toml --from old-name --apply"
+    )]
+    Adopt(AdoptArgs),
+}
+
+#[derive(Args, Debug)]
+struct InitArgs {
+    #[command(flatten)]
+    file: ConfigFile,
+    #[command(flatten)]
+    options: Options,
+    /// Print the SQL instead of running it.
+    #[arg(long)]
+    print_sql: bool,
+}
+
+#[derive(Args, Debug)]
+struct RunArgs {
+    #[command(flatten)]
+    file: ConfigFile,
+    #[command(flatten)]
+    options: Options,
+    /// End with 0 when everything that was committed before the start is published.
+    #[arg(long)]
+    until_caught_up: bool,
+}
+
+#[derive(Args, Debug)]
+struct AdoptArgs {
+    #[command(flatten)]
+    file: ConfigFile,
+    #[command(flatten)]
+    options: Options,
+    /// The name whose position is taken over, if it is not --name itself.
+    #[arg(long, value_name = "NAME")]
+    from: Option<String>,
+    /// Do it.
+    #[arg(long)]
+    apply: bool,
+}
+
+impl Cli {
+    /// Log lines go to standard error; standard output is for results.
+    pub fn start_log(&self) {
+        let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+        let log = tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(std::io::stderr);
+        match self.log_format {
+            LogFormat::Text => log
+                .with_target(false)
+                .with_ansi(std::io::stderr().is_terminal())
+                .init(),
+            LogFormat::Json => log.json().init(),
+        }
+    }
+}
+
+/// Carries out a command; answers the exit code.
+pub async fn call(cli: Cli) -> u8 {
+    let end = match cli.command {
+        #[cfg(feature = "demo")]
+        Command::Demo(args) => crate::demo::demo(&args).await,
+        Command::Init(args) => init_schema(args).await,
+        Command::Run(args) => run(args).await,
+        Command::Adopt(args) => adopt(args).await,
+    };
+    match end {
+        Ok(code) => code,
+        Err(fault) => {
+            eprintln!("outbox-relay: {fault}");
+            fault.exit_code()
+        }
+    }
+}
+
+async fn init_schema(args: InitArgs) -> Result<u8, Fault> {
+    if args.print_sql {
+        print!("{}", init::script());
+        return Ok(exit::DONE);
+    }
+    let database = args
+        .options
+        .with_file(args.file.config.as_deref())?
+        .database()?;
+    let applied = init::init(&database).await?;
+    match applied.as_slice() {
+        [] => println!("{database}: schema outbox is up to date, nothing to do"),
+        names => println!("{database}: applied {}", names.join(", ")),
+    }
+    Ok(exit::DONE)
+}
+
+async fn run(args: RunArgs) -> Result<u8, Fault> {
+    let settings = settled(args.options, &args.file)?;
+    let published = supervisor::run(&settings, args.until_caught_up).await?;
+    tracing::info!(
+        transactions = published.transactions,
+        events = published.events,
+        "ended"
+    );
+    Ok(exit::DONE)
+}
+
+async fn adopt(args: AdoptArgs) -> Result<u8, Fault> {
+    let settings = settled(args.options, &args.file)?;
+    let from = args.from.unwrap_or_else(|| settings.name.clone());
+    let Plan {
+        from: stored,
+        changes,
+        ..
+    } = supervisor::adopt(&settings, &from, args.apply).await?;
+    println!("relay {from} stands at {}", stored.seen);
+    if changes.is_empty() {
+        println!("the position belongs here already; nothing to adopt");
+    }
+    for change in &changes {
+        println!("  {change}");
+    }
+    match (changes.is_empty(), args.apply) {
+        (true, _) => {}
+        (false, true) => println!("adopted; the relay may be started"),
+        (false, false) => println!("nothing was changed; add --apply to do it"),
+    }
+    Ok(exit::DONE)
+}
+
+fn settled(options: Options, file: &ConfigFile) -> Result<Settings, Fault> {
+    options.with_file(file.config.as_deref())?.settle()
+}

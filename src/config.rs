@@ -1,0 +1,529 @@
+//! Settings: one list, read from flags, then the environment, then a TOML file, then defaults.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use serde::Deserialize;
+
+use crate::capture::Start;
+use crate::capture::table::{BatchLimits, Columns, TableSettings};
+use crate::database::Database;
+use crate::fault::Fault;
+use crate::sink::kafka::{KafkaSettings, check_properties};
+
+/// Where events go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SinkKind {
+    /// Apache Kafka, exactly once.
+    Kafka,
+    /// This process's memory: to try the database side without a broker. Gone at the end.
+    Memory,
+}
+
+/// Where events come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CaptureKind {
+    /// The outbox table, by snapshot difference.
+    Table,
+}
+
+/// Where a relay begins that never ran.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StartKind {
+    /// All rows that are in the table.
+    Beginning,
+    /// Only what commits from now on.
+    Now,
+}
+
+/// Declares each setting once: the flag, the environment variable, the TOML key, and how the layers merge.
+macro_rules! options {
+    ($( $(#[doc = $doc:literal])+ $name:ident : $kind:ty, $env:literal, $help:literal $(, $hide:ident)? ; )+) => {
+        /// Settings as they were given, each in one layer; see the help of `outbox-relay run`.
+        #[derive(Args, Clone, Debug, Default, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        pub struct Options {
+            $(
+                $(#[doc = $doc])+
+                #[arg(long, env = $env, help = $help $(, $hide = true)?)]
+                pub $name: Option<$kind>,
+            )+
+            /// Properties of librdkafka, `key=value`, for TLS, SASL, compression.
+            #[arg(
+                long = "kafka-property", env = "OUTBOX_RELAY_KAFKA_PROPERTIES", value_name = "KEY=VALUE", value_delimiter = '\n',
+                hide_env_values = true, value_parser = key_value,
+                help = "Property of librdkafka, e.g. security.protocol=SASL_SSL; repeat, or one a line in the environment; \
+                        [kafka_properties] in the file"
+            )]
+            #[serde(skip)]
+            pub kafka_property: Vec<(String, String)>,
+            /// The same in the file.
+            #[arg(skip)]
+            pub kafka_properties: Option<BTreeMap<String, String>>,
+            /// Column names, in the file only.
+            #[arg(skip)]
+            pub columns: Option<Columns>,
+        }
+
+        impl Options {
+            /// `self` where it says something, else `lower`.
+            fn over(self, lower: Self) -> Self {
+                let mut properties = lower.kafka_properties.unwrap_or_default();
+                properties.extend(self.kafka_property);
+                Self {
+                    $( $name: self.$name.or(lower.$name), )+
+                    kafka_property: Vec::new(),
+                    kafka_properties: Some(properties),
+                    columns: self.columns.or(lower.columns),
+                }
+            }
+        }
+    };
+}
+
+options! {
+    /// Name of the relay. It names the position topic, the transactional.id and the lease, so there is no default.
+    name: String, "OUTBOX_RELAY_NAME", "Name of the relay: letters, digits, '.', '_', '-'; names its position topic, transactional.id and lease";
+    /// Address of the database.
+    database_url: String, "OUTBOX_RELAY_DATABASE_URL", "postgres://user:password@host:5432/db, or a unix socket: postgres://user@%2Fvar%2Frun%2Fpostgresql/db", hide_env_values;
+    /// Address of the brokers.
+    kafka_brokers: String, "OUTBOX_RELAY_KAFKA_BROKERS", "Kafka brokers, host:port, separated by commas";
+    /// Where events go.
+    sink: SinkKind, "OUTBOX_RELAY_SINK", "Where events go [default: kafka]";
+    /// Where events come from.
+    capture: CaptureKind, "OUTBOX_RELAY_CAPTURE", "How committed events are found [default: table]";
+    /// The outbox table.
+    table: String, "OUTBOX_RELAY_TABLE", "The outbox table [default: outbox.events]";
+    /// Topic of rows without one.
+    route: String, "OUTBOX_RELAY_ROUTE", "Topic of rows without one [default: outbox.event.{aggregate_type}]";
+    /// Where to begin without a position.
+    start: StartKind, "OUTBOX_RELAY_START", "Where a relay begins that never ran [default: beginning]";
+    /// Events in a batch.
+    batch_events_max: u64, "OUTBOX_RELAY_BATCH_EVENTS_MAX", "Events in one Kafka transaction, at most; a larger database transaction goes alone [default: 10000]";
+    /// Payload bytes in a batch.
+    batch_bytes_max: u64, "OUTBOX_RELAY_BATCH_BYTES_MAX", "Payload bytes in one Kafka transaction, at most; a larger database transaction goes alone [default: 4194304]";
+    /// Group commit.
+    linger_ms: u64, "OUTBOX_RELAY_LINGER_MS", "Milliseconds a found transaction waits for others to share its Kafka transaction [default: 0]";
+    /// Shortest time between two looks.
+    poll_ms_min: u64, "OUTBOX_RELAY_POLL_MS_MIN", "Milliseconds between two looks at the table while events flow [default: 5]";
+    /// Longest time between two looks.
+    poll_ms_max: u64, "OUTBOX_RELAY_POLL_MS_MAX", "Milliseconds between two looks at the table when it is quiet [default: 100]";
+    /// Kafka's limit for an open transaction.
+    transaction_timeout_ms: u32, "OUTBOX_RELAY_TRANSACTION_TIMEOUT_MS", "Milliseconds after which Kafka aborts an unfinished transaction [default: 60000]";
+    /// Whether missing topics are made.
+    create_topics: bool, "OUTBOX_RELAY_CREATE_TOPICS", "true: create missing topics; false: a missing topic stops the relay [default: false]";
+    /// Partitions of a topic that is made.
+    topic_partitions: i32, "OUTBOX_RELAY_TOPIC_PARTITIONS", "Partitions of a topic that create_topics makes [default: 3]";
+    /// Replication factor of a topic that is made.
+    topic_replication_factor: i32, "OUTBOX_RELAY_TOPIC_REPLICATION_FACTOR", "Replicas of a topic that create_topics makes; -1: the broker's default [default: -1]";
+    /// Time after which a silent holder loses the lease.
+    lease_ms: u64, "OUTBOX_RELAY_LEASE_MS", "Milliseconds after which a silent relay loses the lease [default: 1500]";
+    /// Time to finish after a signal.
+    drain_ms: u64, "OUTBOX_RELAY_DRAIN_MS", "Milliseconds to finish the batch under way after SIGTERM or Ctrl-C [default: 10000]";
+}
+
+/// All settings of a relay, checked.
+#[derive(Clone)]
+pub struct Settings {
+    /// Name of the relay.
+    pub name: String,
+    /// The database.
+    pub database: Database,
+    /// Where events go.
+    pub sink: SinkKind,
+    /// Where it begins.
+    pub start: Start,
+    /// The table capture's part.
+    pub table: TableSettings,
+    /// The Kafka sink's part; its brokers are empty for another sink.
+    pub kafka: KafkaSettings,
+    /// Time after which a silent holder loses the lease.
+    pub lease_time: Duration,
+    /// Time to finish after a signal.
+    pub drain_time: Duration,
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.trim().is_empty() => {
+            Ok((key.trim().to_owned(), value.to_owned()))
+        }
+        _ => Err("it must look like key=value".to_owned()),
+    }
+}
+
+/// A Kafka topic name is made of the relay's name.
+fn legal_name(name: &str) -> bool {
+    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    (1..=200).contains(&name.len()) && name.chars().all(legal)
+}
+
+fn wrong(text: impl Into<String>) -> Fault {
+    Fault::Setting(text.into())
+}
+
+impl Options {
+    /// Lays the options over those of the file, if there is one.
+    ///
+    /// # Errors
+    /// [`Fault::Setting`] if the file can't be read or holds an unknown key; it never repeats a value of the file.
+    pub fn with_file(self, path: Option<&Path>) -> Result<Self, Fault> {
+        let Some(path) = path else {
+            return Ok(self.over(Self::default()));
+        };
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            wrong(format!(
+                "configuration file {} can't be read: {error}",
+                path.display()
+            ))
+        })?;
+        let lower: Self = toml::from_str(&text).map_err(|error| {
+            let line = error
+                .span()
+                .map_or(1, |span| text[..span.start].lines().count().max(1));
+            wrong(format!(
+                "configuration file {}, line {line}: {}",
+                path.display(),
+                error.message().replace('\n', " ")
+            ))
+        })?;
+        Ok(self.over(lower))
+    }
+
+    /// The database alone, for commands that need nothing else.
+    ///
+    /// # Errors
+    /// [`Fault::Setting`] if the address is missing or can't be used.
+    pub fn database(&self) -> Result<Database, Fault> {
+        let url = self.database_url.as_deref().ok_or_else(|| {
+            wrong("database-url is missing; give --database-url, OUTBOX_RELAY_DATABASE_URL or database_url in the configuration file")
+        })?;
+        Database::parse(url)
+    }
+
+    /// Checks everything, before anything is touched.
+    ///
+    /// # Errors
+    /// [`Fault::Setting`] with the key and what would be right.
+    pub fn settle(&self) -> Result<Settings, Fault> {
+        let name = self.name.clone().ok_or_else(|| {
+            wrong(
+                "name is missing; give --name, OUTBOX_RELAY_NAME or name in the configuration file",
+            )
+        })?;
+        if !legal_name(&name) {
+            return Err(wrong(format!(
+                "name {name:?} is not usable: 1 to 200 letters, digits, '.', '_' or '-'"
+            )));
+        }
+        let database = self.database()?;
+        let sink = self.sink.unwrap_or(SinkKind::Kafka);
+        let CaptureKind::Table = self.capture.unwrap_or(CaptureKind::Table);
+        let brokers = match (
+            sink,
+            self.kafka_brokers.as_deref().unwrap_or_default().trim(),
+        ) {
+            (SinkKind::Kafka, "") => {
+                return Err(wrong(
+                    "kafka-brokers is missing; give --kafka-brokers, OUTBOX_RELAY_KAFKA_BROKERS or kafka_brokers in the configuration file",
+                ));
+            }
+            (SinkKind::Memory, brokers) if !brokers.is_empty() => {
+                return Err(wrong(
+                    "kafka-brokers has no meaning with sink memory; leave one of the two out",
+                ));
+            }
+            (_, brokers) => brokers.to_owned(),
+        };
+        check_brokers(&brokers)?;
+        let properties = self.kafka_properties.clone().unwrap_or_default();
+        check_properties(&properties)?;
+        let instance = instance();
+        let transaction_timeout_ms = at_least(
+            "transaction-timeout-ms",
+            u64::from(self.transaction_timeout_ms.unwrap_or(60_000)),
+            10_000,
+        )?;
+        Ok(Settings {
+            table: TableSettings {
+                registers: sink == SinkKind::Kafka,
+                ..self.table_settings(&name, &instance)?
+            },
+            kafka: KafkaSettings {
+                properties,
+                transaction_timeout_ms: u32::try_from(transaction_timeout_ms).unwrap_or(u32::MAX),
+                create_topics: self.create_topics.unwrap_or(false),
+                topic_partitions: positive("topic-partitions", self.topic_partitions.unwrap_or(3))?,
+                topic_replication_factor: self.replication_factor()?,
+                ..KafkaSettings::new(brokers, name.clone(), instance)
+            },
+            name,
+            database,
+            sink,
+            start: match self.start.unwrap_or(StartKind::Beginning) {
+                StartKind::Beginning => Start::Beginning,
+                StartKind::Now => Start::Now,
+            },
+            lease_time: Duration::from_millis(at_least(
+                "lease-ms",
+                self.lease_ms.unwrap_or(1_500),
+                300,
+            )?),
+            drain_time: Duration::from_millis(self.drain_ms.unwrap_or(10_000)),
+        })
+    }
+
+    fn table_settings(&self, name: &str, instance: &str) -> Result<TableSettings, Fault> {
+        let poll_min = at_least("poll-ms-min", self.poll_ms_min.unwrap_or(5), 1)?;
+        let poll_max = self.poll_ms_max.unwrap_or(100);
+        if poll_max < poll_min {
+            return Err(wrong(format!(
+                "poll-ms-max is {poll_max} and poll-ms-min {poll_min}; the first must not be the smaller one"
+            )));
+        }
+        let route = self
+            .route
+            .clone()
+            .unwrap_or_else(|| "outbox.event.{aggregate_type}".to_owned());
+        if !legal_name(&route.replace("{aggregate_type}", "a")) {
+            return Err(wrong(format!(
+                "route {route:?} makes no legal topic; it would look like outbox.event.{{aggregate_type}}"
+            )));
+        }
+        let table = self
+            .table
+            .clone()
+            .unwrap_or_else(|| "outbox.events".to_owned());
+        if table.split('.').count() != 2 || table.split('.').any(str::is_empty) {
+            return Err(wrong(format!(
+                "table {table:?} is not usable; it would look like outbox.events"
+            )));
+        }
+        Ok(TableSettings {
+            name: name.to_owned(),
+            instance: instance.to_owned(),
+            registers: true,
+            table,
+            columns: self.columns.clone().unwrap_or_default(),
+            route,
+            batch: BatchLimits {
+                events_max: at_least(
+                    "batch-events-max",
+                    self.batch_events_max.unwrap_or(10_000),
+                    1,
+                )?,
+                bytes_max: at_least(
+                    "batch-bytes-max",
+                    self.batch_bytes_max.unwrap_or(4 << 20),
+                    1,
+                )?,
+            },
+            linger: Duration::from_millis(self.linger_ms.unwrap_or(0)),
+            poll_min: Duration::from_millis(poll_min),
+            poll_max: Duration::from_millis(poll_max),
+        })
+    }
+
+    fn replication_factor(&self) -> Result<i32, Fault> {
+        match self.topic_replication_factor.unwrap_or(-1) {
+            -1 => Ok(-1),
+            other => positive("topic-replication-factor", other),
+        }
+    }
+}
+
+fn check_brokers(brokers: &str) -> Result<(), Fault> {
+    for broker in brokers.split(',').filter(|_| !brokers.is_empty()) {
+        let port = broker
+            .trim()
+            .rsplit_once(':')
+            .map(|(host, port)| (host.is_empty(), port.parse::<u16>()));
+        if !matches!(port, Some((false, Ok(1..)))) {
+            return Err(wrong(format!(
+                "kafka-brokers: {:?} is no address; it would look like 127.0.0.1:9092",
+                broker.trim()
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn at_least(key: &str, value: u64, least: u64) -> Result<u64, Fault> {
+    if value < least {
+        Err(wrong(format!(
+            "{key} is {value}; it must be {least} or more"
+        )))
+    } else {
+        Ok(value)
+    }
+}
+
+fn positive(key: &str, value: i32) -> Result<i32, Fault> {
+    if value < 1 {
+        Err(wrong(format!("{key} is {value}; it must be 1 or more")))
+    } else {
+        Ok(value)
+    }
+}
+
+/// Host and process id, for people who look for the active relay.
+fn instance() -> String {
+    let host = nix::unistd::gethostname()
+        .ok()
+        .and_then(|name| name.into_string().ok());
+    format!(
+        "{}:{}",
+        host.as_deref().unwrap_or("unknown"),
+        std::process::id()
+    )
+}
+
+/// The configuration file, as a flag of every command that has settings.
+#[derive(Args, Clone, Debug, Default)]
+pub struct ConfigFile {
+    /// TOML file with settings.
+    #[arg(
+        long,
+        env = "OUTBOX_RELAY_CONFIG",
+        value_name = "FILE",
+        help = "TOML file with settings; flags and environment win over it"
+    )]
+    pub config: Option<PathBuf>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn least() -> Options {
+        Options {
+            name: Some("shop".into()),
+            database_url: Some("postgres://u:topsecret@127.0.0.1/shop".into()),
+            kafka_brokers: Some("127.0.0.1:9092".into()),
+            ..Options::default()
+        }
+    }
+
+    fn file(text: &str) -> Result<Options, Fault> {
+        use std::io::Write;
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        Options::default().with_file(Some(file.path()))
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_the_file_over_defaults() {
+        let mut flags = least();
+        flags.linger_ms = Some(7);
+        flags.kafka_property = vec![("compression.type".into(), "zstd".into())];
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        std::io::Write::write_all(
+            &mut file,
+            b"linger_ms = 3\nlease_ms = 900\n[kafka_properties]\n\"compression.type\" = \"lz4\"\n\"sasl.username\" = \"u\"\n[columns]\nid = \"event_id\"\n",
+        )
+        .unwrap();
+        let settings = flags
+            .with_file(Some(file.path()))
+            .unwrap()
+            .settle()
+            .unwrap();
+        assert_eq!(settings.table.linger, Duration::from_millis(7));
+        assert_eq!(settings.lease_time, Duration::from_millis(900));
+        assert_eq!(settings.drain_time, Duration::from_secs(10));
+        assert_eq!(settings.kafka.properties["compression.type"], "zstd");
+        assert_eq!(settings.kafka.properties["sasl.username"], "u");
+        assert_eq!(
+            (
+                settings.table.columns.id.as_str(),
+                settings.table.columns.seq.as_str()
+            ),
+            ("event_id", "seq")
+        );
+    }
+
+    #[test]
+    fn an_unknown_key_or_a_bad_value_in_the_file_is_one_sentence_with_its_line() {
+        for (text, says) in [
+            (
+                "name = \"a\"\nnmae = \"b\"\n",
+                "line 2: unknown field `nmae`",
+            ),
+            ("linger_ms = \"often\"\n", "line 1: invalid type"),
+            ("[columns]\nseqq = \"x\"\n", "unknown field `seqq`"),
+            ("sink = \"rabbit\"\n", "unknown variant `rabbit`"),
+            ("= 3", "line 1"),
+        ] {
+            let fault = file(text).unwrap_err().to_string();
+            assert!(fault.contains(says) && !fault.contains('\n'), "{fault}");
+        }
+        assert!(
+            Options::default()
+                .with_file(Some(Path::new("/nowhere.toml")))
+                .unwrap_err()
+                .to_string()
+                .contains("/nowhere.toml")
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_what_would_be_right() {
+        type Change = fn(&mut Options);
+        let cases: [(Change, &str); 14] = [
+            (|o| o.name = None, "name is missing"),
+            (
+                |o| o.name = Some("a b".into()),
+                "name \"a b\" is not usable",
+            ),
+            (|o| o.database_url = None, "database-url is missing"),
+            (
+                |o| o.database_url = Some("mysql://u:topsecret@h/d".into()),
+                "database-url is not usable",
+            ),
+            (|o| o.kafka_brokers = None, "kafka-brokers is missing"),
+            (
+                |o| o.kafka_brokers = Some("localhost".into()),
+                "kafka-brokers: \"localhost\" is no address",
+            ),
+            (
+                |o| o.kafka_brokers = Some("h:99999".into()),
+                "is no address",
+            ),
+            (
+                |o| o.sink = Some(SinkKind::Memory),
+                "no meaning with sink memory",
+            ),
+            (|o| o.table = Some("events".into()), "table \"events\""),
+            (|o| o.route = Some("a/{aggregate_type}".into()), "route"),
+            (
+                |o| (o.poll_ms_min, o.poll_ms_max) = (Some(50), Some(10)),
+                "poll-ms-max is 10",
+            ),
+            (|o| o.batch_events_max = Some(0), "batch-events-max is 0"),
+            (|o| o.topic_partitions = Some(0), "topic-partitions is 0"),
+            (
+                |o| {
+                    o.kafka_properties =
+                        Some([("transactional.id".to_owned(), "x".to_owned())].into())
+                },
+                "transactional.id",
+            ),
+        ];
+        for (change, says) in cases {
+            let mut options = least();
+            change(&mut options);
+            let Err(fault @ Fault::Setting(_)) = options.settle() else {
+                panic!("not refused: {says}")
+            };
+            let text = fault.to_string();
+            assert!(
+                text.contains(says) && !text.contains("topsecret") && !text.contains('\n'),
+                "{text}"
+            );
+        }
+    }
+}

@@ -1,0 +1,295 @@
+//! Connections to PostgreSQL: address, TLS, pool.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use tokio_postgres::config::SslMode;
+use tokio_postgres::{Client, Config};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use crate::fault::Fault;
+
+/// Where the database is and how to get there. Its `Debug` and `Display` show no password.
+#[derive(Clone)]
+pub struct Database {
+    config: Config,
+    tls: MakeRustlsConnect,
+    shown: String,
+}
+
+impl std::fmt::Debug for Database {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.shown)
+    }
+}
+
+impl std::fmt::Display for Database {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.shown)
+    }
+}
+
+impl Database {
+    /// Reads a `postgres://user:password@host:port/database` URL or a `key=value` string. `sslmode` is `disable`,
+    /// `prefer` (encrypted where the server offers it, not verified, as libpq does), or `require`, `verify-ca`,
+    /// `verify-full` (all three verified, against `sslrootcert` or the system's roots).
+    ///
+    /// # Errors
+    /// [`Fault::Setting`], without repeating the text, which may hold a password.
+    pub fn parse(text: &str) -> Result<Self, Fault> {
+        let wrong = |why: String| {
+            Fault::Setting(format!(
+                "database-url is not usable: {why}; it would look like postgres://user:password@127.0.0.1:5432/shop"
+            ))
+        };
+        let (text, options) = take_tls_options(text).map_err(&wrong)?;
+        let mut config: Config = text.parse().map_err(|error: tokio_postgres::Error| {
+            wrong(
+                std::error::Error::source(&error)
+                    .map_or_else(|| error.to_string(), ToString::to_string),
+            )
+        })?;
+        if config.get_hosts().is_empty() {
+            return Err(wrong("it names no host".into()));
+        }
+        let verified = options.verified || config.get_ssl_mode() == SslMode::Require;
+        if options.verified {
+            config.ssl_mode(SslMode::Require);
+        }
+        config
+            .connect_timeout(Duration::from_secs(5))
+            .tcp_user_timeout(Duration::from_secs(10));
+        if config.get_application_name().is_none() {
+            config.application_name("outbox-relay");
+        }
+        let tls = tls(verified, options.root_cert).map_err(wrong)?;
+        let shown = shown(&config);
+        Ok(Self { config, tls, shown })
+    }
+
+    /// A connection of its own, outside the pool.
+    ///
+    /// # Errors
+    /// As classified in [`Fault`].
+    pub async fn connect(&self) -> Result<Client, Fault> {
+        let (client, connection) = self.config.connect(self.tls.clone()).await?;
+        tokio::spawn(async move {
+            // Its errors reach the client's pending and next calls.
+            let _ = connection.await;
+        });
+        Ok(client)
+    }
+
+    /// A pool of at most `connections`.
+    ///
+    /// # Errors
+    /// [`Fault::Defect`] if the pool can't be built.
+    pub fn pool(&self, connections: usize) -> Result<Pool, Fault> {
+        let manager = Manager::from_config(
+            self.config.clone(),
+            self.tls.clone(),
+            ManagerConfig {
+                recycling_method: RecyclingMethod::Fast,
+            },
+        );
+        Pool::builder(manager)
+            .max_size(connections)
+            .build()
+            .map_err(|error| Fault::Defect(error.to_string()))
+    }
+}
+
+struct TlsOptions {
+    verified: bool,
+    root_cert: Option<PathBuf>,
+}
+
+/// `verify-ca`, `verify-full` and `sslrootcert` are libpq's; the client library does not know them.
+fn take_tls_options(text: &str) -> Result<(String, TlsOptions), String> {
+    let mut options = TlsOptions {
+        verified: false,
+        root_cert: None,
+    };
+    if !text.starts_with("postgres://") && !text.starts_with("postgresql://") {
+        if text.contains("://") {
+            return Err("its scheme is not postgres".into());
+        }
+        return Ok((text.to_owned(), options));
+    }
+    let Some((base, query)) = text.split_once('?') else {
+        return Ok((text.to_owned(), options));
+    };
+    let mut kept = Vec::new();
+    for pair in query.split('&') {
+        match pair.split_once('=') {
+            Some(("sslmode", "verify-ca" | "verify-full")) => options.verified = true,
+            Some(("sslrootcert", path)) => {
+                let path =
+                    percent_decoded(path).ok_or("sslrootcert is not valid percent-encoded text")?;
+                options.root_cert = Some(path.into());
+            }
+            _ => kept.push(pair),
+        }
+    }
+    let rest = if kept.is_empty() {
+        base.to_owned()
+    } else {
+        format!("{base}?{}", kept.join("&"))
+    };
+    Ok((rest, options))
+}
+
+fn percent_decoded(text: &str) -> Option<String> {
+    url::form_urlencoded::parse(format!("v={}", text.replace('+', "%2B")).as_bytes())
+        .next()
+        .map(|(_, value)| value.into_owned())
+}
+
+fn shown(config: &Config) -> String {
+    let hosts: Vec<String> = config
+        .get_hosts()
+        .iter()
+        .enumerate()
+        .map(|(i, host)| {
+            let port = config
+                .get_ports()
+                .get(i)
+                .or(config.get_ports().first())
+                .copied()
+                .unwrap_or(5432);
+            match host {
+                tokio_postgres::config::Host::Tcp(name) => format!("{name}:{port}"),
+                #[cfg(unix)]
+                tokio_postgres::config::Host::Unix(path) => format!("{}:{port}", path.display()),
+            }
+        })
+        .collect();
+    format!("{}/{}", hosts.join(","), config.get_dbname().unwrap_or("?"))
+}
+
+fn tls(verified: bool, root_cert: Option<PathBuf>) -> Result<MakeRustlsConnect, String> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?;
+    if !verified {
+        let config = builder
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Unverified(provider)));
+        return Ok(MakeRustlsConnect::new(config.with_no_client_auth()));
+    }
+    let mut roots = RootCertStore::empty();
+    match root_cert {
+        Some(path) => {
+            let certs = CertificateDer::pem_file_iter(&path)
+                .map_err(|error| format!("sslrootcert {}: {error}", path.display()))?;
+            for cert in certs {
+                let cert =
+                    cert.map_err(|error| format!("sslrootcert {}: {error}", path.display()))?;
+                roots
+                    .add(cert)
+                    .map_err(|error| format!("sslrootcert {}: {error}", path.display()))?;
+            }
+        }
+        None => {
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        }
+    }
+    Ok(MakeRustlsConnect::new(
+        builder.with_root_certificates(roots).with_no_client_auth(),
+    ))
+}
+
+/// `sslmode=prefer` encrypts against listeners, and trusts whoever answers, as libpq documents it.
+#[derive(Debug)]
+struct Unverified(Arc<rustls::crypto::CryptoProvider>);
+
+impl ServerCertVerifier for Unverified {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls12_signature(
+            message,
+            cert,
+            dss,
+            &self.0.signature_verification_algorithms,
+        )
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(
+            message,
+            cert,
+            dss,
+            &self.0.signature_verification_algorithms,
+        )
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bad_address_is_one_sentence_without_the_password() {
+        for text in [
+            "",
+            "mysql://u:topsecret@h/d",
+            "postgres://u:topsecret@h:notaport/d",
+            "postgres://u:topsecret@h/d?nonsense=1",
+            "host=",
+        ] {
+            let fault = Database::parse(text).unwrap_err().to_string();
+            assert!(fault.starts_with("database-url is not usable: "), "{fault}");
+            assert!(
+                !fault.contains("topsecret") && !fault.contains('\n'),
+                "{fault}"
+            );
+        }
+    }
+
+    #[test]
+    fn shows_the_address_only() {
+        let database =
+            Database::parse("postgres://u:topsecret@db.example:5433/shop?sslmode=verify-full")
+                .unwrap();
+        assert_eq!(
+            format!("{database} {database:?}"),
+            "db.example:5433/shop db.example:5433/shop"
+        );
+    }
+
+    #[test]
+    fn a_unix_socket_is_an_address() {
+        let database = Database::parse("postgres://postgres@%2Ftmp%2Fpg/shop").unwrap();
+        assert_eq!(database.to_string(), "/tmp/pg:5432/shop");
+    }
+}

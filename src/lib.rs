@@ -1,0 +1,29 @@
+//! outbox-relay: what a use case inserted into its outbox table, in the same PostgreSQL transaction as its aggregate
+//! change, reaches Kafka: whole transactions, in order, exactly once.
+//!
+//! The modules stand in the order in which data flows. `ARCHITECTURE.md` is the map.
+
+pub mod cli;
+pub mod config;
+pub mod supervisor;
+
+pub mod relay;
+
+pub mod capture;
+pub mod lease;
+pub mod sink;
+
+pub mod adopt;
+pub mod database;
+pub mod init;
+
+pub mod event;
+pub mod fault;
+pub mod position;
+
+pub mod ledger;
+
+#[cfg(feature = "demo")]
+pub mod demo;
+#[cfg(feature = "demo")]
+pub mod servers;

@@ -1,0 +1,290 @@
+//! The loop: hold the lease, open the sink, read, publish, acknowledge. It knows the seams, never a broker, never SQL.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::capture::{Capture, Start};
+use crate::event::Batch;
+use crate::fault::{Backoff, Fault, Server, Verdict};
+use crate::lease::{Lease, STANDBY_POLL};
+use crate::position::Position;
+use crate::sink::Sink;
+
+/// Acknowledgements are a copy for people and retention, so one a second is enough while events flow.
+const ACKNOWLEDGE_EVERY: Duration = Duration::from_secs(1);
+/// How often an active relay says in the log what it did.
+const REPORT_EVERY: Duration = Duration::from_secs(10);
+/// Waiting times while a server is away.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(3));
+
+/// How a relay runs.
+#[derive(Clone, Copy, Debug)]
+pub struct RelaySettings {
+    /// Where it starts when it has no position yet.
+    pub start: Start,
+    /// End when everything that was committed before the start is published.
+    pub until_caught_up: bool,
+}
+
+/// What a relay published since it was started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Published {
+    /// Database transactions.
+    pub transactions: u64,
+    /// Events in them.
+    pub events: u64,
+}
+
+/// One relay of one name.
+pub struct Relay<C, S, L> {
+    capture: C,
+    sink: S,
+    lease: L,
+    settings: RelaySettings,
+    stop: CancellationToken,
+    published: Published,
+    state: State,
+    backoff: Backoff,
+    /// The sink was opened anew since the last success.
+    reopened: bool,
+}
+
+/// What the log was told last: each change of state is one line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Starting,
+    StandBy,
+    Active,
+    Waiting(Server),
+}
+
+impl<C: Capture, S: Sink, L: Lease> Relay<C, S, L> {
+    /// `stop` lets it drain: the batch under way is finished, then [`Relay::run`] returns.
+    pub fn new(
+        capture: C,
+        sink: S,
+        lease: L,
+        settings: RelaySettings,
+        stop: CancellationToken,
+    ) -> Self {
+        let (least, most) = BACKOFF;
+        Self {
+            capture,
+            sink,
+            lease,
+            settings,
+            stop,
+            published: Published::default(),
+            state: State::Starting,
+            backoff: Backoff::new(least, most),
+            reopened: false,
+        }
+    }
+
+    /// Runs until it is stopped, caught up (if that is the order), or must not go on.
+    ///
+    /// # Errors
+    /// The fault that must be put right by a person; all others it gets over by itself.
+    pub async fn run(mut self) -> Result<Published, Fault> {
+        let end = loop {
+            let Err(fault) = self.turn().await else {
+                break Ok(self.published);
+            };
+            self.sink.close().await;
+            if let Verdict::Stop(_) = fault.verdict() {
+                break Err(fault);
+            }
+            if self.stop.is_cancelled() {
+                break Ok(self.published);
+            }
+            self.get_over(&fault).await;
+        };
+        self.sink.close().await;
+        self.lease.release().await;
+        end
+    }
+
+    /// From the lease to the end, or to the first fault.
+    async fn turn(&mut self) -> Result<(), Fault> {
+        if !self.stand_by().await? {
+            return Ok(());
+        }
+        let position = self.open().await?;
+        self.capture.acknowledge(&position).await?;
+        self.enter(State::Active, || {
+            info!("active: publishing from {}", position.seen)
+        });
+        self.relay_from(position).await
+    }
+
+    /// Waits for the lease; `false` if it was stopped before.
+    async fn stand_by(&mut self) -> Result<bool, Fault> {
+        if self.lease.held().is_ok() {
+            return Ok(true);
+        }
+        self.lease.release().await;
+        while !self.stop.is_cancelled() {
+            if self.lease.try_acquire().await? {
+                return Ok(true);
+            }
+            self.enter(State::StandBy, || {
+                info!("standing by: another relay of this name holds the lease")
+            });
+            self.pause(STANDBY_POLL).await;
+        }
+        Ok(false)
+    }
+
+    /// The position to go on from. The first start of all writes one before anything else.
+    async fn open(&mut self) -> Result<Position, Fault> {
+        if let Some(position) = self.sink.open().await? {
+            return Ok(position);
+        }
+        let genesis = self.capture.genesis(self.settings.start).await?;
+        info!("first start of this relay: beginning at {}", genesis.seen);
+        self.sink.publish(Batch::genesis(genesis.clone())).await?;
+        Ok(genesis)
+    }
+
+    async fn relay_from(&mut self, mut position: Position) -> Result<(), Fault> {
+        let mut acknowledged = (Instant::now(), position.clone());
+        let mut report = Report::new(self.published);
+        let mut read_ahead = None;
+        while !self.stop.is_cancelled() {
+            let batch = match read_ahead.take() {
+                Some(batch) => Some(batch),
+                None => next_or_stop(&mut self.capture, &position, &self.stop).await?,
+            };
+            let idle = batch.is_none();
+            let caught_up = batch.as_ref().is_none_or(|batch: &Batch| batch.catches_up);
+            if let Some(batch) = batch {
+                (position, read_ahead) = self.publish_and_read_ahead(&position, batch).await?;
+            }
+            if acknowledged.1 != position && (acknowledged.0.elapsed() >= ACKNOWLEDGE_EVERY || idle)
+            {
+                self.capture.acknowledge(&position).await?;
+                acknowledged = (Instant::now(), position.clone());
+            }
+            report.tell(self.published);
+            if caught_up && self.settings.until_caught_up {
+                break;
+            }
+        }
+        if acknowledged.1 != position {
+            self.capture.acknowledge(&position).await?;
+        }
+        Ok(())
+    }
+
+    /// Group commit: while one batch is published the next is read.
+    async fn publish_and_read_ahead(
+        &mut self,
+        before: &Position,
+        batch: Batch,
+    ) -> Result<(Position, Option<Batch>), Fault> {
+        self.lease.held()?;
+        let after = batch.after.clone();
+        if !before.precedes(&after) {
+            return Err(Fault::Defect(format!(
+                "the position would go back from {before:?} to {after:?}"
+            )));
+        }
+        let (transactions, events) = (batch.transactions, batch.events);
+        let (published, next) = tokio::join!(
+            self.sink.publish(batch),
+            next_or_stop(&mut self.capture, &after, &self.stop)
+        );
+        published?;
+        self.backoff.reset();
+        self.reopened = false;
+        self.published.transactions += transactions;
+        self.published.events += events;
+        Ok((after, next?))
+    }
+
+    async fn get_over(&mut self, fault: &Fault) {
+        match (fault.verdict(), fault) {
+            (Verdict::BackOff, Fault::Unavailable(server, _)) => {
+                self.enter(State::Waiting(*server), || {
+                    warn!("{fault}; waiting for it, nothing is lost")
+                });
+                let wait = self.backoff.next(fastrand::f64());
+                self.pause(wait).await;
+            }
+            (Verdict::StandBy, _) => {
+                warn!("{fault}");
+                self.lease.release().await;
+            }
+            _ => {
+                info!("{fault}");
+                // Once at once; again and again without a success in between is no cure.
+                if std::mem::replace(&mut self.reopened, true) {
+                    let wait = self.backoff.next(fastrand::f64());
+                    self.pause(wait).await;
+                }
+            }
+        }
+    }
+
+    fn enter(&mut self, state: State, say: impl FnOnce()) {
+        if self.state != state {
+            self.state = state;
+            say();
+        }
+    }
+
+    async fn pause(&self, time: Duration) {
+        tokio::select! {
+            () = sleep(time) => {}
+            () = self.stop.cancelled() => {}
+        }
+    }
+}
+
+/// A stop does not wait for something to come.
+async fn next_or_stop<C: Capture>(
+    capture: &mut C,
+    after: &Position,
+    stop: &CancellationToken,
+) -> Result<Option<Batch>, Fault> {
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => Ok(None),
+        next = capture.next(after) => next,
+    }
+}
+
+/// One log line each [`REPORT_EVERY`] while events flow.
+struct Report {
+    told: Published,
+    at: Instant,
+}
+
+impl Report {
+    fn new(now: Published) -> Self {
+        Self {
+            told: now,
+            at: Instant::now(),
+        }
+    }
+
+    fn tell(&mut self, now: Published) {
+        let elapsed = self.at.elapsed();
+        if elapsed < REPORT_EVERY {
+            return;
+        }
+        let events = now.events - self.told.events;
+        if events > 0 {
+            let per_second = u128::from(events) * 1000 / elapsed.as_millis().max(1);
+            info!(
+                events,
+                transactions = now.transactions - self.told.transactions,
+                "published {per_second} events/s"
+            );
+        }
+        *self = Self::new(now);
+    }
+}

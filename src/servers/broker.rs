@@ -1,0 +1,288 @@
+//! Kafka from pinned jars: fetch, format, run.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use tokio::time::Instant;
+
+use super::child::Child;
+use super::fetch::{self, fetch_error};
+use super::java::{MAJOR_MIN, java};
+use super::kafka::SETTINGS;
+use super::reaper::{Reaper, Role};
+use super::{Progress, Servers, ServersError, Sources, io, log_tail, open_to_others, port};
+
+const SERVER: &str = "Kafka";
+const MANIFEST: &str = include_str!("kafka.sha256");
+
+/// The version of the pinned jars and of the default image.
+pub(super) const VERSION: &str = "4.3.1";
+
+/// What the broker's log says last when it starts. Its port accepts connections earlier.
+const STARTED: &str = "Kafka Server started";
+/// A cold start on two busy cores, with room.
+const READY_TIMEOUT: Duration = Duration::from_secs(120);
+const STOP_TIMEOUT: Duration = Duration::from_secs(15);
+const POLL: Duration = Duration::from_millis(50);
+
+const LOGGING: &str = r#"<Configuration status="ERROR">
+  <Appenders>
+    <Console name="out"><PatternLayout pattern="%d %p %m (%c{1})%n"/></Console>
+  </Appenders>
+  <Loggers>
+    <Root level="INFO"><AppenderRef ref="out"/></Root>
+    <Logger name="org.apache.kafka.common.config.AbstractConfig" level="WARN"/>
+  </Loggers>
+</Configuration>
+"#;
+
+/// A formatted data folder with the broker that runs on it.
+pub(super) struct Broker {
+    java: PathBuf,
+    jars: OsString,
+    folder: PathBuf,
+    log: PathBuf,
+    starts: u32,
+    child: Option<Child>,
+    reaper: Arc<Reaper>,
+}
+
+impl Broker {
+    /// Fetches the jars if need be, formats a new data folder, and starts the broker on `port`.
+    pub(super) async fn create(servers: &Servers, port: u16) -> Result<Self, ServersError> {
+        let folder = servers.server_folder("kafka")?;
+        let (sources, progress) = (servers.sources.clone(), servers.progress.clone());
+        let data_parent = folder.clone();
+        let prepare = move || {
+            let java = java().ok_or_else(no_java)?.program;
+            let jars = jars(&sources, &progress)?;
+            progress.say(&format!("starting Kafka {VERSION}"));
+            configure(&data_parent, port)?;
+            format(&java, &jars, &data_parent)?;
+            Ok((java, jars))
+        };
+        let (java, jars) = tokio::task::spawn_blocking(prepare)
+            .await
+            .unwrap_or_else(|error| Err(fetch_error("Kafka's jars", error)))?;
+        let mut broker = Self {
+            java,
+            jars,
+            log: folder.join("log"),
+            folder,
+            starts: 0,
+            child: None,
+            reaper: Arc::clone(&servers.reaper),
+        };
+        broker.start().await?;
+        Ok(broker)
+    }
+
+    pub(super) fn log(&self) -> &Path {
+        &self.log
+    }
+
+    pub(super) async fn start(&mut self) -> Result<(), ServersError> {
+        if self.running().is_ok() {
+            let state = "running already";
+            return Err(ServersError::State {
+                server: SERVER,
+                state,
+            });
+        }
+        self.starts += 1;
+        // A file for each start, so that the line that says "started" is this start's.
+        self.log = self.folder.join(format!("log.{}", self.starts));
+        let log = File::create(&self.log).map_err(io(format!("create {}", self.log.display())))?;
+        let copy = log.try_clone().map_err(io("duplicate a log file"))?;
+        let logging = self.folder.join("log4j2.xml");
+        let mut command = jvm(&self.java, &self.jars, &self.folder);
+        command
+            .args(["-Xmx512m"])
+            .arg(format!("-Dlog4j2.configurationFile={}", logging.display()))
+            .args(["kafka.Kafka", "server.properties"])
+            .stdout(log)
+            .stderr(copy);
+        self.child = Some(Child::start(&mut command, Role::Other, &self.reaper)?);
+        self.wait_until_ready().await
+    }
+
+    pub(super) async fn kill9(&mut self) -> Result<(), ServersError> {
+        self.running()?.signal(Signal::SIGKILL)?;
+        let Some(child) = &mut self.child else {
+            return Ok(());
+        };
+        if child.wait(STOP_TIMEOUT).await {
+            return Ok(());
+        }
+        Err(ServersError::State {
+            server: SERVER,
+            state: "still running long after it was killed",
+        })
+    }
+
+    pub(super) fn sigstop(&self) -> Result<(), ServersError> {
+        self.running()?.signal(Signal::SIGSTOP)
+    }
+
+    pub(super) fn sigcont(&self) -> Result<(), ServersError> {
+        self.running()?.signal(Signal::SIGCONT)
+    }
+
+    fn running(&self) -> Result<&Child, ServersError> {
+        let child = self.child.as_ref().filter(|child| child.ended().is_none());
+        child.ok_or(ServersError::State {
+            server: SERVER,
+            state: "not running",
+        })
+    }
+
+    async fn wait_until_ready(&self) -> Result<(), ServersError> {
+        let Some(child) = &self.child else {
+            return Ok(());
+        };
+        let deadline = Instant::now() + READY_TIMEOUT;
+        loop {
+            let log = std::fs::read(&self.log).unwrap_or_default();
+            if String::from_utf8_lossy(&log).contains(STARTED) {
+                return Ok(());
+            }
+            let reason = match child.ended() {
+                Some(how) => how,
+                None if Instant::now() > deadline => {
+                    format!("it was not ready within {} s", READY_TIMEOUT.as_secs())
+                }
+                None => {
+                    tokio::time::sleep(POLL).await;
+                    continue;
+                }
+            };
+            return Err(ServersError::Start {
+                server: SERVER,
+                reason,
+                log_tail: log_tail(&self.log),
+            });
+        }
+    }
+}
+
+fn no_java() -> ServersError {
+    ServersError::Missing(format!(
+        "Kafka needs Java {MAJOR_MIN} or newer (in JAVA_HOME or the PATH) or a running Docker \
+         daemon: install one of them"
+    ))
+}
+
+/// The class path, after fetching the jars that are not in the cache.
+fn jars(sources: &Sources, progress: &Progress) -> Result<OsString, ServersError> {
+    let artifacts = fetch::parse_manifest(MANIFEST);
+    let folder = fetch::cache_folder()?.join(format!("kafka-{VERSION}"));
+    std::fs::create_dir_all(&folder).map_err(io(format!("create {}", folder.display())))?;
+    open_to_others(&folder)?;
+    let missing = fetch::missing(&artifacts, &folder);
+    if !missing.is_empty() {
+        progress.say(&format!("fetching Kafka {VERSION} (44 MB, once)"));
+        fetch::fetch(&missing, &folder, sources.maven_base_url.as_deref())?;
+    }
+    let paths = artifacts
+        .iter()
+        .map(|artifact| folder.join(artifact.file_name()));
+    std::env::join_paths(paths).map_err(|error| fetch_error("Kafka's jars", error))
+}
+
+fn jvm(java: &Path, jars: &OsString, folder: &Path) -> Command {
+    let mut command = Command::new(java);
+    command.current_dir(folder).arg("-cp").arg(jars);
+    command
+}
+
+fn configure(folder: &Path, port: u16) -> Result<(), ServersError> {
+    let controller = port::free()?;
+    let places = [
+        (
+            "listeners",
+            format!("PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}"),
+        ),
+        (
+            "advertised.listeners",
+            format!("PLAINTEXT://127.0.0.1:{port}"),
+        ),
+        (
+            "controller.quorum.voters",
+            format!("1@127.0.0.1:{controller}"),
+        ),
+        ("log.dirs", folder.join("data").display().to_string()),
+    ];
+    let common = SETTINGS
+        .iter()
+        .map(|(name, value)| (*name, (*value).to_owned()));
+    let properties: String = common
+        .chain(places)
+        .map(|(name, value)| format!("{name}={value}\n"))
+        .collect();
+    for (name, text) in [
+        ("server.properties", properties.as_str()),
+        ("log4j2.xml", LOGGING),
+    ] {
+        let path = folder.join(name);
+        std::fs::write(&path, text).map_err(io(format!("write {}", path.display())))?;
+    }
+    Ok(())
+}
+
+fn format(java: &Path, jars: &OsString, folder: &Path) -> Result<(), ServersError> {
+    let output = jvm(java, jars, folder)
+        // It runs for a second: the second compiler would not pay off.
+        .args(["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"])
+        .args(["kafka.tools.StorageTool", "format", "-t", &cluster_id()])
+        .args(["-c", "server.properties"])
+        .stdin(Stdio::null())
+        .output()
+        .map_err(io(format!("run {}", java.display())))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let printed = [output.stdout, output.stderr].concat();
+    Err(ServersError::Start {
+        server: SERVER,
+        reason: format!("formatting its folder ended with {}", output.status),
+        log_tail: String::from_utf8_lossy(&printed).into_owned(),
+    })
+}
+
+/// A random cluster id: the 16 bytes of a UUID as 22 digits of URL-safe base 64.
+fn cluster_id() -> String {
+    let id = uuid::Uuid::new_v4().as_u128();
+    base64(id)
+}
+
+fn base64(id: u128) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    // 128 bits are 21 digits of 6 bits, and 2 bits that go to the top of the last digit.
+    let digit = |index: u32| {
+        let bits = if index < 21 {
+            id >> (122 - 6 * index)
+        } else {
+            id << 4
+        };
+        char::from(DIGITS[(bits & 63) as usize])
+    };
+    (0..22).map(digit).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::base64;
+
+    #[test]
+    fn cluster_ids_are_url_safe_base64() {
+        assert_eq!(base64(0), "AAAAAAAAAAAAAAAAAAAAAA");
+        assert_eq!(base64(u128::MAX), "_____________________w");
+        assert_eq!(base64(1), "AAAAAAAAAAAAAAAAAAAAAQ");
+        assert_eq!(base64(1 << 127), "gAAAAAAAAAAAAAAAAAAAAA");
+    }
+}

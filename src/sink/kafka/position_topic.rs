@@ -1,0 +1,377 @@
+//! The position topic: made, checked and read. Its records are [`PositionRecord`]s.
+//!
+//! Everything here blocks; it runs in the producer's thread.
+
+use std::time::Duration;
+
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::client::ClientContext;
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::Message;
+use rdkafka::metadata::MetadataTopic;
+use rdkafka::{Offset, TopicPartitionList};
+use tokio::runtime::Handle;
+use tokio::time::Instant;
+
+use crate::fault::{Fault, Server};
+use crate::sink::kafka::classify::{At, fault_of, of_code};
+use crate::sink::kafka::record::PositionRecord;
+
+/// Brokers that hold a copy, where there are as many.
+const REPLICATION_FACTOR_MAX: usize = 3;
+/// How far from the end the last record is looked for at first: some records, each with its commit marker, and what
+/// aborted transactions left.
+const TAIL_RECORDS: i64 = 100;
+/// Time between two looks at something that the brokers are about to do.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+
+/// Name of the position topic of a relay.
+#[must_use]
+pub fn topic_of(name: &str) -> String {
+    format!("outbox-relay.position.{name}")
+}
+
+/// Forwards the client's log, and remembers nothing.
+pub(super) struct Quiet;
+
+impl ClientContext for Quiet {
+    fn log(&self, level: rdkafka::config::RDKafkaLogLevel, facility: &str, line: &str) {
+        super::producer::forward_log(level, facility, line);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(target: "librdkafka", "{error}: {reason}");
+    }
+}
+
+impl ConsumerContext for Quiet {}
+
+/// Admin requests; each takes at most `timeout`.
+pub(super) struct Admin<'a> {
+    pub config: &'a ClientConfig,
+    pub runtime: &'a Handle,
+    pub timeout: Duration,
+}
+
+impl Admin<'_> {
+    fn client(&self) -> Result<AdminClient<Quiet>, KafkaError> {
+        use rdkafka::config::FromClientConfigAndContext as _;
+        AdminClient::from_config_and_context(self.config, Quiet)
+    }
+
+    fn options(&self) -> AdminOptions {
+        AdminOptions::new()
+            .request_timeout(Some(self.timeout))
+            .operation_timeout(Some(self.timeout))
+    }
+
+    /// Creates a topic and waits until the brokers show it. One that exists meanwhile is as good.
+    pub fn create(&self, topic: &NewTopic<'_>, at: At<'_>) -> Result<(), Fault> {
+        let client = self.client().map_err(|error| fault_of(&error, at, None))?;
+        let created = self.create_with(&client, topic, at);
+        discard(client);
+        created
+    }
+
+    fn create_with(
+        &self,
+        client: &AdminClient<Quiet>,
+        topic: &NewTopic<'_>,
+        at: At<'_>,
+    ) -> Result<(), Fault> {
+        let results = self
+            .runtime
+            .block_on(client.create_topics([topic], &self.options()));
+        for result in results.map_err(|error| fault_of(&error, at, None))? {
+            match result {
+                Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+                Err((name, code)) => {
+                    return Err(of_code(code, at, format!("can't create {name}: {code}")));
+                }
+            }
+        }
+        let until = Instant::now() + self.timeout;
+        while Instant::now() < until {
+            let metadata = client
+                .inner()
+                .fetch_metadata(Some(topic.name), self.timeout);
+            let metadata = metadata.map_err(|error| fault_of(&error, at, None))?;
+            if metadata.topics().first().is_some_and(is_served) {
+                return Ok(());
+            }
+            pause(LOOK_EVERY);
+        }
+        Err(Fault::Unavailable(
+            Server::Kafka,
+            format!("topic {} was created but does not show up", topic.name),
+        ))
+    }
+
+    /// Two settings of a topic.
+    fn settings(&self, topic: &str, keys: [&str; 2]) -> Result<[Option<String>; 2], Fault> {
+        let at = At::PositionTopic(topic);
+        let client = self.client().map_err(|error| fault_of(&error, at, None))?;
+        let wanted = [ResourceSpecifier::Topic(topic)];
+        let answer = self
+            .runtime
+            .block_on(client.describe_configs(&wanted, &self.options()));
+        discard(client);
+        let resource = answer
+            .map_err(|error| fault_of(&error, at, None))?
+            .into_iter()
+            .next();
+        let resource = match resource {
+            Some(Ok(resource)) => resource,
+            Some(Err(code)) => {
+                return Err(of_code(
+                    code,
+                    at,
+                    format!("its settings can't be read (needs DescribeConfigs): {code}"),
+                ));
+            }
+            None => {
+                return Err(Fault::Unavailable(
+                    Server::Kafka,
+                    format!("no answer about topic {topic}"),
+                ));
+            }
+        };
+        Ok(keys.map(|key| resource.get(key).and_then(|entry| entry.value.clone())))
+    }
+}
+
+fn is_served(topic: &MetadataTopic) -> bool {
+    let led = topic
+        .partitions()
+        .iter()
+        .all(|partition| partition.leader() >= 0);
+    topic.error().is_none() && !topic.partitions().is_empty() && led
+}
+
+/// Drops a client elsewhere: it takes up to 100 ms (measured), and a recycling should not last longer than it must.
+pub(super) fn discard<T: Send + 'static>(client: T) {
+    // Without a thread it is dropped here; then it just lasts.
+    let _ = std::thread::Builder::new()
+        .name("kafka-discard".into())
+        .spawn(move || drop(client));
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the producer's thread runs outside tokio"
+)]
+pub(super) fn pause(time: Duration) {
+    std::thread::sleep(time);
+}
+
+/// Creates the position topic if it is absent, else checks that no record can be lost in it.
+pub(super) fn ensure(
+    topic: &str,
+    consumer: &BaseConsumer<Quiet>,
+    admin: &Admin<'_>,
+) -> Result<(), Fault> {
+    let at = At::PositionTopic(topic);
+    let metadata = consumer
+        .fetch_metadata(Some(topic), admin.timeout)
+        .map_err(|error| fault_of(&error, at, None))?;
+    let found = metadata.topics().first();
+    match found.map(|found| (found, found.error().map(RDKafkaErrorCode::from))) {
+        Some((found, None)) => {
+            let replicas = found
+                .partitions()
+                .iter()
+                .map(|partition| partition.replicas().len())
+                .min()
+                .unwrap_or(0);
+            let keys = ["cleanup.policy", "min.insync.replicas"];
+            let [policy, in_sync] = admin.settings(topic, keys)?;
+            check(
+                topic,
+                found.partitions().len(),
+                replicas,
+                policy.as_deref(),
+                in_sync.as_deref(),
+            )
+        }
+        None
+        | Some((
+            _,
+            Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic),
+        )) => create(topic, metadata.brokers().len(), admin),
+        Some((_, Some(code))) => Err(of_code(code, at, code.to_string())),
+    }
+}
+
+fn create(topic: &str, brokers: usize, admin: &Admin<'_>) -> Result<(), Fault> {
+    let replicas = brokers.clamp(1, REPLICATION_FACTOR_MAX);
+    let factor = i32::try_from(replicas).unwrap_or(1);
+    let mut wanted = NewTopic::new(topic, 1, TopicReplication::Fixed(factor))
+        .set("cleanup.policy", "compact")
+        // Only closed segments are compacted: short ones keep the topic short.
+        .set("segment.ms", "600000")
+        .set("segment.bytes", "8388608")
+        .set("min.cleanable.dirty.ratio", "0.1")
+        // The records say which Kafka transaction brought which offsets; a check that comes within the hour finds them.
+        .set("min.compaction.lag.ms", "3600000");
+    if replicas == REPLICATION_FACTOR_MAX {
+        wanted = wanted.set("min.insync.replicas", "2");
+    }
+    tracing::info!(topic, replicas, "creating the position topic");
+    admin.create(&wanted, At::PositionTopic(topic))
+}
+
+/// The rules, each with its reason.
+fn check(
+    topic: &str,
+    partitions: usize,
+    replicas: usize,
+    policy: Option<&str>,
+    in_sync: Option<&str>,
+) -> Result<(), Fault> {
+    let refuse = |wrong: String| Err(Fault::Refused(format!("position topic {topic}: {wrong}")));
+    if partitions != 1 {
+        // "The last record" means nothing over several partitions.
+        return refuse(format!(
+            "it has {partitions} partitions; it must have exactly 1"
+        ));
+    }
+    if policy != Some("compact") {
+        // `delete` would forget the position of a relay that is idle for longer than the retention.
+        let policy = policy.unwrap_or("unknown");
+        return refuse(format!(
+            "cleanup.policy is {policy}; it must be exactly compact"
+        ));
+    }
+    let enough = in_sync
+        .and_then(|text| text.parse::<u32>().ok())
+        .is_some_and(|count| count >= 2);
+    if replicas >= REPLICATION_FACTOR_MAX && !enough {
+        // With 1 a record that one broker holds counts as written, and goes with that broker.
+        let in_sync = in_sync.unwrap_or("unknown");
+        return refuse(format!(
+            "min.insync.replicas is {in_sync} with {replicas} replicas; it must be at least 2"
+        ));
+    }
+    Ok(())
+}
+
+/// Reads the last committed position record.
+///
+/// First the end of the log, seen with the eyes of read_uncommitted; then, once read_committed sees as far, the last
+/// record below it. Anything that does not come in time is an error: "empty" would make the relay start over.
+pub(super) fn read(
+    topic: &str,
+    committed: &BaseConsumer<Quiet>,
+    uncommitted: &BaseConsumer<Quiet>,
+    key: &str,
+    timeout: Duration,
+) -> Result<Option<PositionRecord>, Fault> {
+    let at = At::PositionTopic(topic);
+    let until = Instant::now() + timeout;
+    let fault = |error: KafkaError| fault_of(&error, at, None);
+    let (low, high) = uncommitted
+        .fetch_watermarks(topic, 0, timeout)
+        .map_err(fault)?;
+    while committed
+        .fetch_watermarks(topic, 0, timeout)
+        .map_err(fault)?
+        .1
+        < high
+    {
+        if Instant::now() >= until {
+            return Err(late(topic, "an open transaction in it does not end"));
+        }
+        pause(LOOK_EVERY);
+    }
+    let mut tail = TAIL_RECORDS;
+    loop {
+        let start = high.saturating_sub(tail).max(low);
+        if start == high {
+            return Ok(None);
+        }
+        let found = scan(topic, committed, start, key, until)?;
+        if found.is_some() || start == low {
+            return found
+                .map(|value| PositionRecord::decode(&value))
+                .transpose();
+        }
+        tail = tail.saturating_mul(2);
+    }
+}
+
+/// The value of the last record from `start` to the end.
+fn scan(
+    topic: &str,
+    consumer: &BaseConsumer<Quiet>,
+    start: i64,
+    key: &str,
+    until: Instant,
+) -> Result<Option<Vec<u8>>, Fault> {
+    let fault = |error: KafkaError| fault_of(&error, At::PositionTopic(topic), None);
+    let mut assignment = TopicPartitionList::new();
+    assignment
+        .add_partition_offset(topic, 0, Offset::Offset(start))
+        .map_err(fault)?;
+    consumer.assign(&assignment).map_err(fault)?;
+    let mut last = None;
+    loop {
+        let rest = until.saturating_duration_since(Instant::now());
+        if rest.is_zero() {
+            return Err(late(topic, "reading it takes too long"));
+        }
+        match consumer.poll(rest) {
+            Some(Ok(message)) if message.key() == Some(key.as_bytes()) => {
+                last = Some(message.payload().unwrap_or_default().to_vec());
+            }
+            // The consumer takes part in no group; what a broker says about groups does not matter here.
+            Some(
+                Ok(_)
+                | Err(KafkaError::MessageConsumption(RDKafkaErrorCode::GroupAuthorizationFailed)),
+            )
+            | None => {}
+            Some(Err(KafkaError::PartitionEOF(_))) => return Ok(last),
+            // A broker of several may be away; the client goes on by itself, within our time.
+            Some(Err(KafkaError::MessageConsumption(
+                RDKafkaErrorCode::BrokerTransportFailure | RDKafkaErrorCode::AllBrokersDown,
+            ))) => {}
+            Some(Err(error)) => return Err(fault(error)),
+        }
+    }
+}
+
+fn late(topic: &str, why: &str) -> Fault {
+    Fault::Unavailable(Server::Kafka, format!("position topic {topic}: {why}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_topic_that_may_lose_the_position_is_refused_with_what_would_be_right() {
+        let ok = |partitions, replicas, policy, in_sync| {
+            check("p", partitions, replicas, policy, in_sync)
+        };
+        assert!(ok(1, 1, Some("compact"), Some("1")).is_ok());
+        assert!(ok(1, 2, Some("compact"), Some("1")).is_ok());
+        assert!(ok(1, 3, Some("compact"), Some("2")).is_ok());
+        for (result, remedy) in [
+            (ok(2, 1, Some("compact"), Some("1")), "exactly 1"),
+            (
+                ok(1, 1, Some("compact,delete"), Some("1")),
+                "exactly compact",
+            ),
+            (ok(1, 1, None, Some("1")), "exactly compact"),
+            (ok(1, 3, Some("compact"), Some("1")), "at least 2"),
+            (ok(1, 5, Some("compact"), None), "at least 2"),
+        ] {
+            let fault = result.unwrap_err();
+            assert!(
+                matches!(&fault, Fault::Refused(text) if text.contains(remedy)),
+                "{fault}"
+            );
+        }
+    }
+}

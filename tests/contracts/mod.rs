@@ -1,0 +1,4 @@
+//! One suite for each seam, run against every implementation.
+
+mod capture;
+mod sink;

@@ -1,0 +1,260 @@
+//! Faults under writers. Each test ends with the ledger check: nothing lost, doubled, torn, out of order or made up.
+
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use outbox_relay::ledger::Report;
+use outbox_relay::servers::PostgresVersion;
+use tokio::time::sleep;
+
+use crate::support::process::RelayOf;
+use crate::support::scan::check;
+use crate::support::servers::{TestDatabase, own_kafka, own_postgres, shared};
+use crate::support::writers::{Load, Writers, finish_prepared, ledger};
+use crate::support::{unique, within};
+
+/// One database, its topics and its relay.
+struct Scene {
+    database: TestDatabase,
+    prefix: String,
+    relay: RelayOf,
+}
+
+impl Scene {
+    async fn new() -> Self {
+        Self::on(TestDatabase::new().await).await
+    }
+
+    async fn on(database: TestDatabase) -> Self {
+        let name = unique("relay");
+        let relay = RelayOf::new(&name, &database).await;
+        Self {
+            database,
+            prefix: format!("{name}-topic"),
+            relay,
+        }
+    }
+
+    /// Publishes what is left, and checks.
+    async fn check(&self) -> Report {
+        let client = self.database.connect().await;
+        finish_prepared(&client, &self.database.name).await;
+        self.relay.catch_up().await;
+        let ledger = ledger(&self.database).await;
+        check(&self.relay.brokers, &self.prefix, &self.relay.name, ledger).await
+    }
+}
+
+fn clean(report: &Report, transactions_min: u64) {
+    assert!(report.is_clean(), "{report}");
+    assert!(
+        report.transactions >= transactions_min,
+        "too little happened to prove anything: {report}"
+    );
+}
+
+#[test]
+fn two_hundred_writers_with_inversions_savepoints_prepared_and_a_long_transaction() {
+    within(180, async {
+        let scene = Scene::new().await;
+        let load = Load {
+            writers: 200,
+            pause: Duration::from_millis(300),
+            ..Load::default()
+        };
+        let writers = Writers::start(&scene.database, &scene.prefix, load).await;
+        // One transaction across everything; it must delay nobody, and come whole at the end.
+        let long = scene.database.connect().await;
+        let key = "insert into aggregate (id) values (1000); begin; select use_case('long', $P, array[1000], 3, true, false)";
+        long.batch_execute(&key.replace("$P", &format!("'{}'", scene.prefix)))
+            .await
+            .unwrap();
+        let relay = scene.relay.start().await;
+        writers.more(3_000).await;
+        let published = check(
+            &scene.relay.brokers,
+            &scene.prefix,
+            &scene.relay.name,
+            Default::default(),
+        )
+        .await
+        .records;
+        assert!(published > 0, "the long transaction held up the others");
+        writers.stop().await;
+        long.batch_execute("commit").await.unwrap();
+        relay.terminate().await;
+        clean(&scene.check().await, 3_001);
+    });
+}
+
+#[test]
+fn thirty_kills_of_the_relay() {
+    within(240, async {
+        let scene = Scene::new().await;
+        let writers = Writers::start(&scene.database, &scene.prefix, Load::default()).await;
+        for _ in 0..30 {
+            let relay = scene.relay.start().await;
+            relay.says("active").await;
+            sleep(Duration::from_millis(fastrand::u64(0..900))).await;
+            relay.kill9().await;
+        }
+        writers.stop().await;
+        clean(&scene.check().await, 1_000);
+    });
+}
+
+#[test]
+fn the_broker_is_killed_and_comes_back() {
+    within(240, async {
+        let mut kafka = own_kafka().await;
+        let mut scene = Scene::new().await;
+        scene.relay.brokers = kafka.brokers().to_owned();
+        let writers = Writers::start(&scene.database, &scene.prefix, Load::default()).await;
+        let relay = scene.relay.start().await;
+        writers.more(300).await;
+        for _ in 0..2 {
+            kafka.kill9().await.unwrap();
+            writers.more(100).await;
+            kafka.start().await.unwrap();
+            writers.more(300).await;
+        }
+        writers.stop().await;
+        relay.terminate().await;
+        clean(&scene.check().await, 1_000);
+    });
+}
+
+#[test]
+fn postgresql_is_restarted() {
+    within(180, async {
+        let mut postgres = own_postgres(PostgresVersion::V17, &[]).await;
+        let scene = Scene::on(TestDatabase::on(&postgres).await).await;
+        let writers = Writers::start(&scene.database, &scene.prefix, Load::default()).await;
+        let relay = scene.relay.start().await;
+        for _ in 0..2 {
+            writers.more(300).await;
+            postgres.stop_fast().await.unwrap();
+            relay.says("PostgreSQL is not available").await;
+            postgres.start().await.unwrap();
+        }
+        writers.more(300).await;
+        writers.stop().await;
+        relay.terminate().await;
+        clean(&scene.check().await, 900);
+    });
+}
+
+#[test]
+fn postgresql_is_killed_under_asynchronous_commits_and_gives_xids_out_again() {
+    within(240, async {
+        // The WAL writer is lazy, so that a crash loses much of what was visible.
+        let mut postgres = own_postgres(
+            PostgresVersion::V17,
+            &[("wal_writer_delay", "2s"), ("wal_writer_flush_after", "0")],
+        )
+        .await;
+        let scene = Scene::on(TestDatabase::on(&postgres).await).await;
+        let load = Load {
+            synchronous_commit: false,
+            prepared: false,
+            ..Load::default()
+        };
+        let writers = Writers::start(&scene.database, &scene.prefix, load).await;
+        let relay = scene.relay.start().await;
+        for _ in 0..6 {
+            writers.more(200).await;
+            // Rollbacks just before the crash: their ids come again.
+            let client = scene.database.connect().await;
+            for _ in 0..20 {
+                let _ = client
+                    .batch_execute("begin; select outbox.publish('never', 'k', 'no'); rollback")
+                    .await;
+            }
+            postgres.kill9().await.unwrap();
+            postgres.start().await.unwrap();
+        }
+        writers.more(200).await;
+        writers.stop().await;
+        relay.terminate().await;
+        clean(&scene.check().await, 200);
+    });
+}
+
+#[test]
+fn a_stopped_relay_is_succeeded_and_does_not_come_back_to_power() {
+    within(180, async {
+        let scene = Scene::new().await;
+        let writers = Writers::start(&scene.database, &scene.prefix, Load::default()).await;
+        let first = scene.relay.start().await;
+        first.says("active").await;
+        writers.more(100).await;
+        let second = scene.relay.start().await;
+        second.says("standing by").await;
+        first.signal(Signal::SIGSTOP);
+        second.says("active").await;
+        writers.more(100).await;
+        first.signal(Signal::SIGCONT);
+        first.says("standing by").await;
+        writers.more(300).await;
+        writers.stop().await;
+        assert!(
+            first.log().matches("active:").count() == 1,
+            "no ping-pong: {}",
+            first.log()
+        );
+        assert!(
+            second.log().matches("active:").count() <= 2,
+            "fenced at most once: {}",
+            second.log()
+        );
+        first.terminate().await;
+        second.terminate().await;
+        clean(&scene.check().await, 400);
+    });
+}
+
+#[test]
+fn two_services_on_one_server_and_one_kafka_do_not_meet() {
+    within(180, async {
+        let (one, two) = (Scene::new().await, Scene::new().await);
+        let writers = [
+            Writers::start(&one.database, &one.prefix, Load::default()).await,
+            Writers::start(&two.database, &two.prefix, Load::default()).await,
+        ];
+        let relays = [one.relay.start().await, two.relay.start().await];
+        for writers in writers {
+            writers.more(200).await;
+            writers.stop().await;
+        }
+        for relay in relays {
+            relay.terminate().await;
+        }
+        clean(&one.check().await, 200);
+        clean(&two.check().await, 200);
+        // The name of one on the database of the other.
+        let crossed = RelayOf {
+            database_url: two.database.url.clone(),
+            ..one.relay.clone()
+        }
+        .with(&["--until-caught-up"]);
+        let relay = crossed.start().await;
+        relay.says("oid").await;
+        assert_eq!(relay.ended().await.code(), Some(3));
+    });
+}
+
+#[test]
+fn kafka_is_away_at_the_start() {
+    within(120, async {
+        let mut kafka = own_kafka().await;
+        let mut scene = Scene::new().await;
+        scene.relay.brokers = kafka.brokers().to_owned();
+        kafka.kill9().await.unwrap();
+        let relay = scene.relay.start().await;
+        relay.says("Kafka is not available").await;
+        kafka.start().await.unwrap();
+        relay.says("active").await;
+        relay.terminate().await;
+        assert!(shared().await.kafka.brokers() != scene.relay.brokers);
+    });
+}

@@ -1,0 +1,164 @@
+//! The relay as a process, to be stopped, continued and killed.
+
+use std::path::PathBuf;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::process::{Child, Command};
+
+use super::servers::{TestDatabase, adopt, release, shared};
+
+pub const BINARY: &str = env!("CARGO_BIN_EXE_outbox-relay");
+
+/// How a relay is started.
+#[derive(Clone)]
+pub struct RelayOf {
+    pub name: String,
+    pub database_url: String,
+    pub brokers: String,
+    pub more: Vec<String>,
+}
+
+impl RelayOf {
+    /// A relay named `name` between `database` and the shared Kafka.
+    pub async fn new(name: &str, database: &TestDatabase) -> Self {
+        Self {
+            name: name.to_owned(),
+            database_url: database.url.clone(),
+            brokers: shared().await.kafka.brokers().to_owned(),
+            more: vec!["--create-topics".into(), "true".into()],
+        }
+    }
+
+    pub fn with(mut self, arguments: &[&str]) -> Self {
+        self.more
+            .extend(arguments.iter().map(|argument| (*argument).to_owned()));
+        self
+    }
+
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(BINARY);
+        command
+            .args([
+                "run",
+                "--name",
+                &self.name,
+                "--database-url",
+                &self.database_url,
+                "--kafka-brokers",
+                &self.brokers,
+            ])
+            .args(&self.more)
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        command
+    }
+
+    /// Starts it; its log goes to a file.
+    pub async fn start(&self) -> RelayProcess {
+        let log = tempfile::Builder::new()
+            .prefix("relay-")
+            .suffix(".log")
+            .tempfile()
+            .expect("a log file");
+        let (file, path) = log.keep().expect("a log file");
+        let child = self
+            .command()
+            .stdout(Stdio::null())
+            .stderr(Stdio::from(file))
+            .spawn()
+            .expect("the relay");
+        let pid = child.id().expect("a process id");
+        adopt(pid).await;
+        RelayProcess {
+            child,
+            pid,
+            log: path,
+        }
+    }
+
+    /// Runs it until everything that was committed before is published.
+    pub async fn catch_up(&self) {
+        let relay = self.clone().with(&["--until-caught-up"]).start().await;
+        let log = relay.log.clone();
+        let status = relay.ended().await;
+        assert!(
+            status.success(),
+            "catching up ended with {status}: {}",
+            std::fs::read_to_string(log).unwrap_or_default()
+        );
+    }
+}
+
+/// A running relay.
+pub struct RelayProcess {
+    child: Child,
+    pid: u32,
+    log: PathBuf,
+}
+
+impl RelayProcess {
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill(
+            Pid::from_raw(i32::try_from(self.pid).expect("a process id")),
+            signal,
+        )
+        .expect("a signal");
+    }
+
+    /// kill -9, and gone.
+    pub async fn kill9(mut self) {
+        self.signal(Signal::SIGKILL);
+        self.wait().await;
+    }
+
+    /// SIGTERM; it must drain and end with 0.
+    pub async fn terminate(self) {
+        self.signal(Signal::SIGTERM);
+        let log = self.log.clone();
+        let status = self.ended().await;
+        assert!(
+            status.success(),
+            "SIGTERM ended with {status}: {}",
+            std::fs::read_to_string(log).unwrap_or_default()
+        );
+    }
+
+    /// Waits for its own end.
+    pub async fn ended(mut self) -> ExitStatus {
+        self.wait().await
+    }
+
+    async fn wait(&mut self) -> ExitStatus {
+        let status = tokio::time::timeout(Duration::from_secs(90), self.child.wait()).await;
+        let status = status
+            .unwrap_or_else(|_| panic!("the relay does not end: {}", self.log()))
+            .expect("a status");
+        release(self.pid).await;
+        status
+    }
+
+    /// Waits until its log says this.
+    pub async fn says(&self, text: &str) {
+        super::until(
+            &format!("the relay says {text:?}; it says {}", self.log()),
+            60,
+            async || self.log().contains(text),
+        )
+        .await;
+    }
+}
+
+impl Drop for RelayProcess {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            let _ = std::fs::remove_file(&self.log);
+        }
+    }
+}

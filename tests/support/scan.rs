@@ -1,0 +1,52 @@
+//! What a `read_committed` consumer sees, from the beginning.
+
+use outbox_relay::demo::scan::{judge, read};
+use outbox_relay::ledger::{Ledger, Report};
+use rdkafka::Message;
+use rdkafka::message::Headers;
+
+/// One visible record.
+#[derive(Debug, Clone)]
+pub struct Record {
+    pub key: Option<Vec<u8>>,
+    pub value: Option<Vec<u8>>,
+    pub headers: Vec<(String, Option<String>)>,
+    pub timestamp_ms: i64,
+}
+
+/// All visible records of a topic, by partition and offset; none if there is no such topic.
+pub async fn records(brokers: &str, topic: &str) -> Vec<Record> {
+    let (brokers, topic) = (brokers.to_owned(), topic.to_owned());
+    let scan = move || {
+        let mut records = Vec::new();
+        read(&brokers, &topic, |message| {
+            let text = |value: Option<&[u8]>| {
+                value.map(|value| String::from_utf8_lossy(value).into_owned())
+            };
+            let headers = message.headers().map(|headers| {
+                headers
+                    .iter()
+                    .map(|h| (h.key.to_owned(), text(h.value)))
+                    .collect()
+            });
+            records.push(Record {
+                key: message.key().map(<[u8]>::to_vec),
+                value: message.payload().map(<[u8]>::to_vec),
+                headers: headers.unwrap_or_default(),
+                timestamp_ms: message.timestamp().to_millis().unwrap_or(-1),
+            });
+            Ok(())
+        })
+        .expect("a scan");
+        records
+    };
+    tokio::task::spawn_blocking(scan).await.expect("a scan")
+}
+
+/// The ledger against topics `{prefix}0` to `{prefix}2` as relay `name` filled them.
+pub async fn check(brokers: &str, prefix: &str, name: &str, ledger: Ledger) -> Report {
+    let topics: Vec<String> = (0..3).map(|i| format!("{prefix}{i}")).collect();
+    let (brokers, positions) = (brokers.to_owned(), format!("outbox-relay.position.{name}"));
+    let scan = move || judge(&brokers, &topics, &positions, &ledger).expect("a scan");
+    tokio::task::spawn_blocking(scan).await.expect("a scan")
+}
