@@ -185,7 +185,7 @@ impl Options {
         let lower: Self = toml::from_str(&text).map_err(|error| {
             let line = error
                 .span()
-                .map_or(1, |span| text[..span.start].lines().count().max(1));
+                .map_or(1, |span| text[..span.start].matches('\n').count() + 1);
             wrong(format!(
                 "configuration file {}, line {line}: {}",
                 path.display(),

@@ -113,7 +113,6 @@ impl<C: Capture, S: Sink, L: Lease> Relay<C, S, L> {
             return Ok(());
         }
         let position = self.open().await?;
-        self.capture.acknowledge(&position).await?;
         self.enter(State::Active, || {
             info!("active: publishing from {}", position.seen)
         });
@@ -150,7 +149,8 @@ impl<C: Capture, S: Sink, L: Lease> Relay<C, S, L> {
     }
 
     async fn relay_from(&mut self, mut position: Position) -> Result<(), Fault> {
-        let mut acknowledged = (Instant::now(), position.clone());
+        // The first acknowledgement waits for the first look: only that tells whether the position belongs here.
+        let mut acknowledged: Option<(Instant, Position)> = None;
         let mut report = Report::new(self.published);
         let mut read_ahead = None;
         while !self.stop.is_cancelled() {
@@ -163,17 +163,19 @@ impl<C: Capture, S: Sink, L: Lease> Relay<C, S, L> {
             if let Some(batch) = batch {
                 (position, read_ahead) = self.publish_and_read_ahead(&position, batch).await?;
             }
-            if acknowledged.1 != position && (acknowledged.0.elapsed() >= ACKNOWLEDGE_EVERY || idle)
-            {
+            let due = acknowledged.as_ref().is_none_or(|(at, known)| {
+                *known != position && (idle || at.elapsed() >= ACKNOWLEDGE_EVERY)
+            });
+            if due {
                 self.capture.acknowledge(&position).await?;
-                acknowledged = (Instant::now(), position.clone());
+                acknowledged = Some((Instant::now(), position.clone()));
             }
             report.tell(self.published);
             if caught_up && self.settings.until_caught_up {
                 break;
             }
         }
-        if acknowledged.1 != position {
+        if acknowledged.is_some_and(|(_, known)| known != position) {
             self.capture.acknowledge(&position).await?;
         }
         Ok(())

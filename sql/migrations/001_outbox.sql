@@ -27,7 +27,8 @@ create table outbox.events (
     constraint events_xid_seq primary key (xid, seq),
     -- Kafka's own rule for names (org.apache.kafka.common.internals.Topic). Here the mistake fails in the writer's transaction.
     constraint events_topic_legal check (topic ~ '^[a-zA-Z0-9._-]{1,249}$' and topic not in ('.', '..')),
-    constraint events_topic_or_aggregate_type check (topic is not null or aggregate_type ~ '^[a-zA-Z0-9._-]{1,200}$'),
+    -- coalesce, because a check that is null passes.
+    constraint events_topic_or_aggregate_type check (topic is not null or coalesce(aggregate_type, '') ~ '^[a-zA-Z0-9._-]{1,200}$'),
     constraint events_headers_object check (jsonb_typeof(headers) = 'object')
 );
 comment on table outbox.events is 'Domain events to publish. Writers insert and nothing else: a row that its writer deletes or updates may be lost or torn.';

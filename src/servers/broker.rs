@@ -256,7 +256,8 @@ fn format(java: &Path, jars: &OsString, folder: &Path) -> Result<(), ServersErro
 
 /// A random cluster id: the 16 bytes of a UUID as 22 digits of URL-safe base 64.
 fn cluster_id() -> String {
-    let id = uuid::Uuid::new_v4().as_u128();
+    // Without its two highest bits: an id that starts with '-' would be read as a flag.
+    let id = uuid::Uuid::new_v4().as_u128() >> 2;
     base64(id)
 }
 

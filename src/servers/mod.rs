@@ -145,7 +145,7 @@ struct Progress(Option<Listener>);
 
 impl Progress {
     fn say(&self, sentence: &str) {
-        tracing::info!("{sentence}");
+        tracing::debug!("{sentence}");
         if let Some(listener) = &self.0 {
             listener(sentence);
         }

@@ -569,6 +569,32 @@ fn snapshot_arithmetic_agrees_with_the_server() {
 }
 
 #[test]
+fn transaction_ids_are_compared_as_numbers() {
+    within(60, async {
+        // A young server: the step from 999 to 1000 is still ahead.
+        let database = TestDatabase::on(&own_postgres(PostgresVersion::V17, &[]).await).await;
+        let client = database.connect().await;
+        let next = async || {
+            client
+                .query_one("select pg_current_xact_id()::text::bigint", &[])
+                .await
+                .unwrap()
+                .get::<_, i64>(0)
+        };
+        let mut reader = Reader::new(&database, settings()).await;
+        while next().await < 996 {}
+        for i in 0..6 {
+            insert(&client, &i.to_string()).await;
+        }
+        assert_eq!(
+            reader.batch().await.concat(),
+            ["0", "1", "2", "3", "4", "5"],
+            "one window sees them all"
+        );
+    });
+}
+
+#[test]
 fn an_idle_capture_sees_what_comes_later() {
     on_all_versions(async |database| {
         let client = database.connect().await;

@@ -11,7 +11,7 @@ use crate::support::process::RelayOf;
 use crate::support::scan::check;
 use crate::support::servers::{TestDatabase, own_kafka, own_postgres, shared};
 use crate::support::writers::{Load, Writers, finish_prepared, ledger};
-use crate::support::{unique, within};
+use crate::support::{unique, until, within};
 
 /// One database, its topics and its relay.
 struct Scene {
@@ -41,7 +41,8 @@ impl Scene {
         finish_prepared(&client, &self.database.name).await;
         self.relay.catch_up().await;
         let ledger = ledger(&self.database).await;
-        check(&self.relay.brokers, &self.prefix, &self.relay.name, ledger).await
+        let report = check(&self.relay.brokers, &self.prefix, &self.relay.name, ledger).await;
+        report
     }
 }
 
@@ -71,19 +72,26 @@ fn two_hundred_writers_with_inversions_savepoints_prepared_and_a_long_transactio
             .unwrap();
         let relay = scene.relay.start().await;
         writers.more(3_000).await;
-        let published = check(
-            &scene.relay.brokers,
-            &scene.prefix,
-            &scene.relay.name,
-            Default::default(),
+        let published = "select count(*) from outbox.events e, outbox.relay r
+             where pg_visible_in_snapshot(e.xid, (r.position->>'seen')::pg_snapshot)";
+        let client = scene.database.connect().await;
+        until(
+            "events published while a transaction stays open",
+            30,
+            async || {
+                client
+                    .query_one(published, &[])
+                    .await
+                    .unwrap()
+                    .get::<_, i64>(0)
+                    > 1_000
+            },
         )
-        .await
-        .records;
-        assert!(published > 0, "the long transaction held up the others");
+        .await;
         writers.stop().await;
         long.batch_execute("commit").await.unwrap();
         relay.terminate().await;
-        clean(&scene.check().await, 3_001);
+        clean(&scene.check().await, 2_000);
     });
 }
 
@@ -238,7 +246,7 @@ fn two_services_on_one_server_and_one_kafka_do_not_meet() {
         }
         .with(&["--until-caught-up"]);
         let relay = crossed.start().await;
-        relay.says("oid").await;
+        relay.says("is served by another relay").await;
         assert_eq!(relay.ended().await.code(), Some(3));
     });
 }

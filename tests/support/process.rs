@@ -146,12 +146,16 @@ impl RelayProcess {
 
     /// Waits until its log says this.
     pub async fn says(&self, text: &str) {
-        super::until(
-            &format!("the relay says {text:?}; it says {}", self.log()),
-            60,
-            async || self.log().contains(text),
-        )
-        .await;
+        let said = tokio::time::timeout(Duration::from_secs(60), async {
+            while !self.log().contains(text) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        });
+        assert!(
+            said.await.is_ok(),
+            "the relay does not say {text:?}; it says {}",
+            self.log()
+        );
     }
 }
 

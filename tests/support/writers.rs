@@ -89,6 +89,8 @@ impl Writers {
             let writer = Writer {
                 number: writer,
                 database: database.database(),
+                // Unique on the server, not in the database.
+                gid: format!("{}-{writer}", database.name),
                 prefix: prefix.to_owned(),
                 load,
                 stop: stop.clone(),
@@ -126,6 +128,7 @@ impl Writers {
 struct Writer {
     number: usize,
     database: Database,
+    gid: String,
     prefix: String,
     load: Load,
     stop: Arc<AtomicBool>,
@@ -141,6 +144,10 @@ impl Writer {
                 sleep(Duration::from_millis(50)).await;
                 continue;
             };
+            // What it prepared before the server went away still holds its locks; an error says that there is nothing.
+            let _ = client
+                .batch_execute(&format!("commit prepared '{}'", self.gid))
+                .await;
             if !self.load.synchronous_commit
                 && client
                     .batch_execute("set synchronous_commit = off")
@@ -187,11 +194,11 @@ impl Writer {
             0..3 => client.batch_execute("rollback").await.map(|()| false),
             3 if self.load.prepared => {
                 client
-                    .batch_execute(&format!("prepare transaction '{tx}'"))
+                    .batch_execute(&format!("prepare transaction '{}'", self.gid))
                     .await?;
                 sleep(Duration::from_millis(fastrand::u64(0..100))).await;
                 client
-                    .batch_execute(&format!("commit prepared '{tx}'"))
+                    .batch_execute(&format!("commit prepared '{}'", self.gid))
                     .await
                     .map(|()| true)
             }
