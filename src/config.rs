@@ -115,6 +115,8 @@ options! {
     poll_ms_max: u64, "OUTBOX_RELAY_POLL_MS_MAX", "Milliseconds between two looks at the table when it is quiet [default: 100]";
     /// Kafka's limit for an open transaction.
     transaction_timeout_ms: u32, "OUTBOX_RELAY_TRANSACTION_TIMEOUT_MS", "Milliseconds after which Kafka aborts an unfinished transaction [default: 60000]";
+    /// Whether the position topic is made and checked.
+    check_position_topic: bool, "OUTBOX_RELAY_CHECK_POSITION_TOPIC", "false: the position topic must be there and is not checked, for principals that may not describe configurations [default: true]";
     /// Whether missing topics are made.
     create_topics: bool, "OUTBOX_RELAY_CREATE_TOPICS", "true: create missing topics; false: a missing topic stops the relay [default: false]";
     /// Partitions of a topic that is made.
@@ -257,6 +259,7 @@ impl Options {
             kafka: KafkaSettings {
                 properties,
                 transaction_timeout_ms: u32::try_from(transaction_timeout_ms).unwrap_or(u32::MAX),
+                check_position_topic: self.check_position_topic.unwrap_or(true),
                 create_topics: self.create_topics.unwrap_or(false),
                 topic_partitions: positive("topic-partitions", self.topic_partitions.unwrap_or(3))?,
                 topic_replication_factor: self.replication_factor()?,

@@ -221,7 +221,13 @@ async fn play(args: &DemoArgs, servers: &Servers, show: &Show) -> Result<u8, Fau
         Arc::clone(&seen),
         stop_watching,
     );
-    let mut relay = Relay::start(servers, postgres.url(), &broker.address(), &names.relay)?;
+    let mut relay = Relay::start(
+        servers,
+        postgres.url(),
+        &broker.address(),
+        &names.relay,
+        broker.is_mock(),
+    )?;
     let run = Run {
         args,
         show,
@@ -358,7 +364,10 @@ impl<'s> Relay<'s> {
         database_url: &str,
         brokers: &str,
         name: &str,
+        mock: bool,
     ) -> Result<Self, Fault> {
+        // The mock answers no question about a topic's configuration.
+        let check = if mock { "false" } else { "true" };
         let arguments = [
             "run",
             "--name",
@@ -369,6 +378,8 @@ impl<'s> Relay<'s> {
             brokers,
             "--create-topics",
             "true",
+            "--check-position-topic",
+            check,
         ];
         let arguments: Vec<String> = arguments.map(str::to_owned).into();
         let log = servers.folder().join("relay.log");

@@ -343,6 +343,42 @@ fn a_missing_topic_is_a_clear_fault_unless_topics_are_made() {
 }
 
 #[test]
+fn a_position_topic_that_would_forget_is_refused_unless_told_not_to_check() {
+    within(60, async {
+        let bench = Kafka::new();
+        let settings = bench.settings().await;
+        // Made with the broker's defaults, as topics of events are: cleanup.policy is delete.
+        let position_topic = format!("outbox-relay.position.{}", bench.name);
+        let maker = KafkaSettings {
+            name: unique("maker"),
+            ..settings.clone()
+        };
+        let mut maker = KafkaSink::new(maker, Held).unwrap();
+        maker.open().await.unwrap();
+        let one = vec![transaction(&position_topic, 1, 1)];
+        maker
+            .publish(Batch::of(one, position(2), false))
+            .await
+            .unwrap();
+        let mut sink = KafkaSink::new(settings.clone(), Held).unwrap();
+        let fault = sink.open().await.unwrap_err();
+        assert!(matches!(fault, Fault::Refused(_)), "{fault}");
+        assert!(fault.to_string().contains("cleanup.policy"), "{fault}");
+        // Not checked, so it is read, and the record of another kind in it is what is refused.
+        let unchecked = KafkaSettings {
+            check_position_topic: false,
+            ..settings
+        };
+        let fault = KafkaSink::new(unchecked, Held)
+            .unwrap()
+            .open()
+            .await
+            .unwrap_err();
+        assert!(!fault.to_string().contains("cleanup.policy"), "{fault}");
+    });
+}
+
+#[test]
 fn a_record_too_large_is_a_clear_fault() {
     within(60, async {
         let bench = Kafka::new();

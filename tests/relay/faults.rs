@@ -107,7 +107,7 @@ fn thirty_kills_of_the_relay() {
             relay.kill9().await;
         }
         writers.stop().await;
-        clean(&scene.check().await, 1_000);
+        clean(&scene.check().await, 700);
     });
 }
 
@@ -128,7 +128,7 @@ fn the_broker_is_killed_and_comes_back() {
         }
         writers.stop().await;
         relay.terminate().await;
-        clean(&scene.check().await, 1_000);
+        clean(&scene.check().await, 700);
     });
 }
 
@@ -148,7 +148,7 @@ fn postgresql_is_restarted() {
         writers.more(300).await;
         writers.stop().await;
         relay.terminate().await;
-        clean(&scene.check().await, 900);
+        clean(&scene.check().await, 600);
     });
 }
 
@@ -156,11 +156,7 @@ fn postgresql_is_restarted() {
 fn postgresql_is_killed_under_asynchronous_commits_and_gives_xids_out_again() {
     within(240, async {
         // The WAL writer is lazy, so that a crash loses much of what was visible.
-        let mut postgres = own_postgres(
-            PostgresVersion::V17,
-            &[("wal_writer_delay", "2s"), ("wal_writer_flush_after", "0")],
-        )
-        .await;
+        let mut postgres = own_postgres(PostgresVersion::V17, &[("wal_writer_delay", "2s")]).await;
         let scene = Scene::on(TestDatabase::on(&postgres).await).await;
         let load = Load {
             synchronous_commit: false,

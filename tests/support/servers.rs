@@ -1,7 +1,7 @@
 //! The servers of the test run: one PostgreSQL and one Kafka that all share, and own ones for tests that kill them.
 
 use outbox_relay::database::Database;
-use outbox_relay::servers::{Kafka, Postgres, PostgresOptions, PostgresVersion, Servers};
+use outbox_relay::servers::{Kafka, Postgres, PostgresOptions, PostgresVersion, Servers, Sources};
 use tokio::sync::OnceCell;
 use tokio_postgres::Client;
 
@@ -10,6 +10,8 @@ use super::unique;
 /// What all tests share.
 pub struct Shared {
     servers: Servers,
+    /// For tests that kill them: never those whose addresses were given.
+    own: Servers,
     pub postgres: Postgres,
     pub kafka: Kafka,
 }
@@ -26,7 +28,16 @@ pub async fn shared() -> &'static Shared {
                 servers.postgres(PostgresOptions::default()),
                 servers.kafka()
             );
+            let own = Servers::with(
+                Sources {
+                    database_url: None,
+                    kafka_brokers: None,
+                    ..Sources::from_env()
+                },
+                None::<fn(&str)>,
+            );
             Shared {
+                own: own.unwrap_or_else(|error| panic!("{error}")),
                 postgres: postgres.unwrap_or_else(|error| panic!("{error}")),
                 kafka: kafka.unwrap_or_else(|error| panic!("{error}")),
                 servers,
@@ -54,7 +65,7 @@ pub async fn own_postgres(version: PostgresVersion, settings: &[(&str, &str)]) -
     let options = PostgresOptions { version, settings };
     shared()
         .await
-        .servers
+        .own
         .postgres(options)
         .await
         .unwrap_or_else(|error| panic!("{error}"))
@@ -64,7 +75,7 @@ pub async fn own_postgres(version: PostgresVersion, settings: &[(&str, &str)]) -
 pub async fn own_kafka() -> Kafka {
     shared()
         .await
-        .servers
+        .own
         .kafka()
         .await
         .unwrap_or_else(|error| panic!("{error}"))

@@ -62,6 +62,9 @@ pub struct KafkaSettings {
     /// How long the client waits for more records before it sends a batch. 0 is best: all that is queued is flushed at
     /// once, so waiting only delays; a large batch fills the client's queue faster than the broker answers (measured).
     pub linger_ms: u32,
+    /// Whether the position topic is made when missing, and checked when opening. Without it the topic must be there, and
+    /// right: for principals that may not describe configurations.
+    pub check_position_topic: bool,
     /// Whether topics of events are created when missing.
     pub create_topics: bool,
     /// Partitions of a created topic; -1 is the broker's default.
@@ -146,6 +149,7 @@ impl KafkaSettings {
             properties: BTreeMap::new(),
             transaction_timeout_ms: 60_000,
             linger_ms: 0,
+            check_position_topic: true,
             create_topics: false,
             topic_partitions: -1,
             topic_replication_factor: -1,

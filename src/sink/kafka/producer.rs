@@ -476,7 +476,7 @@ impl Worker {
 
     fn read_position(&mut self, check_topic: bool) -> Result<Option<PositionRecord>, Fault> {
         let topic = topic_of(&self.settings.name);
-        if check_topic {
+        if check_topic && self.settings.check_position_topic {
             // With a client of its own: one that has once asked for a missing topic takes it for missing a while longer.
             let asker = self.consumer("read_committed")?;
             let checked = position_topic::ensure(&topic, &asker, &self.admin());
