@@ -41,8 +41,7 @@ impl Scene {
         finish_prepared(&client, &self.database.name).await;
         self.relay.catch_up().await;
         let ledger = ledger(&self.database).await;
-        let report = check(&self.relay.brokers, &self.prefix, &self.relay.name, ledger).await;
-        report
+        check(&self.relay.brokers, &self.prefix, &self.relay.name, ledger).await
     }
 }
 

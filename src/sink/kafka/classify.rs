@@ -39,7 +39,12 @@ pub fn fault_of(error: &KafkaError, at: At<'_>, last_error: Option<&str>) -> Fau
         Some(last) if !said.contains(last) => format!("{said} ({last})"),
         _ => said,
     };
-    match (error, error.rdkafka_error_code()) {
+    let code = match error {
+        // The crate does not count these among the errors that have a code.
+        KafkaError::AdminOp(code) => Some(*code),
+        other => other.rdkafka_error_code(),
+    };
+    match (error, code) {
         (KafkaError::ClientCreation(_), _) => {
             Fault::Setting(format!("the Kafka client can't be made: {text}"))
         }

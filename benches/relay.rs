@@ -1,0 +1,275 @@
+//! How fast the relay is on this machine: `cargo bench --bench relay [-- --seconds 60]`.
+//!
+//! Drain: 200 000 events, 3 to a transaction, 190 bytes each, are in the table; a relay publishes them and ends. The
+//! reference, in the same run, is the read alone: COPY of the same columns over the same kind of connection.
+//! Latency: 500 transactions of 3 events a second; from `clock_timestamp()` inside the insert, so including the
+//! commit's flush, to the return of a read_committed consumer's poll.
+
+#![allow(
+    clippy::unwrap_used,
+    missing_docs,
+    reason = "a benchmark that can not go on ends"
+)]
+
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use futures_util::TryStreamExt;
+use outbox_relay::database::Database;
+use outbox_relay::servers::{PostgresOptions, Servers};
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::{Message, Offset, TopicPartitionList};
+use tokio::process::{Child, Command};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+
+const TRANSACTIONS: i64 = 66_667;
+const RATE: u64 = 500;
+const WRITERS: u64 = 10;
+const INSERT: &str = "insert into outbox.events (topic, aggregate_id, event_type, payload)
+    select $T, (random() * 10000)::int::text, 'Measured',
+           convert_to(rpad((extract(epoch from clock_timestamp()) * 1e6)::bigint::text || ' ', 190, 'x'), 'UTF8')
+    from generate_series(1, 3)";
+
+fn main() {
+    let seconds = std::env::args()
+        .skip_while(|word| word != "--seconds")
+        .nth(1);
+    let seconds = seconds.map_or(60, |text| text.parse().unwrap());
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let servers = Servers::new().unwrap();
+        let options = PostgresOptions {
+            settings: vec![("max_wal_size".into(), "8GB".into())],
+            ..PostgresOptions::default()
+        };
+        let (postgres, kafka) = tokio::join!(servers.postgres(options), servers.kafka());
+        let (postgres, kafka) = (postgres.unwrap(), kafka.unwrap());
+        drain(&servers, postgres.url(), kafka.brokers()).await;
+        latency(&servers, postgres.url(), kafka.brokers(), seconds).await;
+        servers.shutdown().await;
+    });
+}
+
+async fn database(url: &str, name: &str) -> String {
+    let admin = Database::parse(url).unwrap().connect().await.unwrap();
+    admin
+        .batch_execute(&format!("create database {name}"))
+        .await
+        .unwrap();
+    let url = format!("{}/{name}", url.rsplit_once('/').unwrap().0);
+    outbox_relay::init::init(&Database::parse(&url).unwrap())
+        .await
+        .unwrap();
+    url
+}
+
+fn relay(servers: &Servers, name: &str, url: &str, brokers: &str, more: &[&str]) -> Child {
+    let child = Command::new(env!("CARGO_BIN_EXE_outbox-relay"))
+        .args([
+            "run",
+            "--name",
+            name,
+            "--database-url",
+            url,
+            "--kafka-brokers",
+            brokers,
+            "--create-topics",
+            "true",
+        ])
+        .args(more)
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    servers.adopt(child.id().unwrap());
+    child
+}
+
+/// Peak resident memory in MiB and CPU seconds of a process, as long as it lives.
+fn usage(pid: u32) -> Option<(f64, f64)> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let peak = status
+        .lines()
+        .find(|line| line.starts_with("VmHWM:"))?
+        .split_whitespace()
+        .nth(1)?
+        .parse::<f64>()
+        .ok()?;
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let ticks = stat
+        .rsplit_once(')')?
+        .1
+        .split_whitespace()
+        .skip(11)
+        .take(2)
+        .map(|t| t.parse::<f64>().unwrap())
+        .sum::<f64>();
+    Some((peak / 1024.0, ticks / 100.0))
+}
+
+async fn drain(servers: &Servers, url: &str, brokers: &str) {
+    let url = database(url, "drain").await;
+    let client = Database::parse(&url).unwrap().connect().await.unwrap();
+    let insert = INSERT.replace("$T", "'drain'");
+    client
+        .batch_execute(&format!(
+            "create procedure load() language plpgsql as $$ begin for i in 1..{TRANSACTIONS} loop {insert}; commit; end loop; end $$;
+             set synchronous_commit = off"
+        ))
+        .await
+        .unwrap();
+    client.batch_execute("call load()").await.unwrap();
+    client
+        .batch_execute("vacuum analyze outbox.events; checkpoint")
+        .await
+        .unwrap();
+    let events = f64::from(i32::try_from(TRANSACTIONS * 3).unwrap());
+    for round in 1..=3 {
+        let since = Instant::now();
+        let copy = "copy (select xid::text, seq, id, topic, aggregate_type, aggregate_id, event_type, payload, headers::text, occurred_at
+                    from outbox.events order by xid, seq) to stdout binary";
+        let bytes = client
+            .copy_out(copy)
+            .await
+            .unwrap()
+            .try_fold(0, |n, piece| async move { Ok(n + piece.len()) })
+            .await
+            .unwrap();
+        let reference = events / since.elapsed().as_secs_f64();
+        client
+            .batch_execute("delete from outbox.relay")
+            .await
+            .unwrap();
+        let since = Instant::now();
+        let mut child = relay(
+            servers,
+            &format!("drain-{round}"),
+            &url,
+            brokers,
+            &["--until-caught-up"],
+        );
+        let mut used = (0.0, 0.0);
+        let status = loop {
+            used = usage(child.id().unwrap_or(0)).unwrap_or(used);
+            tokio::select! {
+                status = child.wait() => break status.unwrap(),
+                () = sleep(Duration::from_millis(10)) => {}
+            }
+        };
+        assert!(status.success(), "{status}");
+        let rate = events / since.elapsed().as_secs_f64();
+        println!(
+            "drain {round}: {rate:.0} events/s from start to end of the process ({:.2} s), COPY alone {reference:.0} events/s ({} MB), \
+             ratio {:.2}, peak memory {:.0} MiB, {:.1} µs CPU per event",
+            since.elapsed().as_secs_f64(),
+            bytes / 1_000_000,
+            rate / reference,
+            used.0,
+            used.1 * 1e6 / events,
+        );
+    }
+}
+
+async fn latency(servers: &Servers, url: &str, brokers: &str, seconds: u64) {
+    let url = database(url, "latency").await;
+    let mut child = relay(servers, "latency", &url, brokers, &[]);
+    let insert = INSERT.replace("$T", "'latency'");
+    // The topic is made by the first event, before the consumer looks for it.
+    Database::parse(&url)
+        .unwrap()
+        .connect()
+        .await
+        .unwrap()
+        .batch_execute(&insert)
+        .await
+        .unwrap();
+    sleep(Duration::from_secs(3)).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let consumer = tokio::task::spawn_blocking({
+        let (brokers, stop) = (brokers.to_owned(), stop.clone());
+        move || consume(&brokers, &stop)
+    });
+    sleep(Duration::from_secs(2)).await;
+    let mut writers = tokio::task::JoinSet::new();
+    for _ in 0..WRITERS {
+        let client = Database::parse(&url).unwrap().connect().await.unwrap();
+        let insert = insert.clone();
+        writers.spawn(async move {
+            let mut tick = interval(Duration::from_micros(1_000_000 * WRITERS / RATE));
+            tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
+            for _ in 0..seconds * RATE / WRITERS {
+                tick.tick().await;
+                client.batch_execute(&insert).await.unwrap();
+            }
+        });
+    }
+    let since = Instant::now();
+    while let Some(ended) = writers.join_next().await {
+        ended.unwrap();
+    }
+    let rate = (seconds * RATE) as f64 / since.elapsed().as_secs_f64();
+    sleep(Duration::from_secs(1)).await;
+    stop.store(true, Ordering::Relaxed);
+    let mut seen = consumer.await.unwrap();
+    seen.sort_unstable();
+    let at = |share: f64| seen[((seen.len() - 1) as f64 * share) as usize] as f64 / 1000.0;
+    let (peak, cpu) = usage(child.id().unwrap()).unwrap();
+    println!(
+        "latency: {} events at {rate:.0} transactions/s of 3: p50 {:.1} ms, p90 {:.1} ms, p99 {:.1} ms, worst {:.1} ms, \
+         peak memory {peak:.0} MiB, {:.0} µs CPU per event",
+        seen.len(),
+        at(0.5),
+        at(0.9),
+        at(0.99),
+        at(1.0),
+        cpu * 1e6 / seen.len() as f64,
+    );
+    assert_eq!(
+        seen.len() as u64,
+        seconds * RATE * 3,
+        "every event is seen once"
+    );
+    child.start_kill().unwrap();
+    child.wait().await.unwrap();
+}
+
+/// Latencies in microseconds of all that comes after the events that are there already.
+fn consume(brokers: &str, stop: &AtomicBool) -> Vec<i64> {
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", brokers)
+        .set("group.id", "bench")
+        .set("enable.auto.commit", "false")
+        .set("isolation.level", "read_committed")
+        .set("fetch.wait.max.ms", "5")
+        .create()
+        .unwrap();
+    let mut all = TopicPartitionList::new();
+    for partition in 0..3 {
+        all.add_partition_offset("latency", partition, Offset::End)
+            .unwrap();
+    }
+    consumer.assign(&all).unwrap();
+    let mut seen = Vec::new();
+    while !stop.load(Ordering::Relaxed) {
+        let Some(Ok(message)) = consumer.poll(Duration::from_millis(50)) else {
+            continue;
+        };
+        let now = i64::try_from(
+            SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .unwrap()
+                .as_micros(),
+        )
+        .unwrap();
+        let text = String::from_utf8_lossy(message.payload().unwrap()).into_owned();
+        seen.push(now - text.split(' ').next().unwrap().parse::<i64>().unwrap());
+    }
+    seen
+}
