@@ -181,7 +181,8 @@ impl<C: Capture, S: Sink, L: Lease> Relay<C, S, L> {
         Ok(())
     }
 
-    /// Group commit: while one batch is published the next is read.
+    /// Group commit: a backlog is read ahead while a batch is published. Without one the next look waits until the batch
+    /// is visible, and finds all that came meanwhile: read earlier, that would have waited one Kafka transaction more.
     async fn publish_and_read_ahead(
         &mut self,
         before: &Position,
@@ -195,10 +196,14 @@ impl<C: Capture, S: Sink, L: Lease> Relay<C, S, L> {
             )));
         }
         let (transactions, events) = (batch.transactions, batch.events);
-        let (published, next) = tokio::join!(
-            self.sink.publish(batch),
-            next_or_stop(&mut self.capture, &after, &self.stop)
-        );
+        let (capture, stop) = (&mut self.capture, &self.stop);
+        let read_ahead = async {
+            match after.window {
+                Some(_) => next_or_stop(capture, &after, stop).await,
+                None => Ok(None),
+            }
+        };
+        let (published, next) = tokio::join!(self.sink.publish(batch), read_ahead);
         published?;
         self.backoff.reset();
         self.reopened = false;
