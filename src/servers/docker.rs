@@ -205,7 +205,7 @@ impl Container {
     }
 
     /// Removes the container with its volumes. A failure is only logged: the reaper tries, too.
-    pub(super) async fn remove(&self) {
+    pub(super) async fn remove(self: Arc<Self>) {
         let options = testcontainers::bollard::query_parameters::RemoveContainerOptions {
             force: true,
             v: true,
@@ -214,6 +214,8 @@ impl Container {
         if let Err(error) = self.client.remove_container(self.id(), Some(options)).await {
             tracing::debug!("cannot remove the container {}: {error}", self.id());
         }
+        // Its destructor would complain that it is gone.
+        self.keep();
     }
 
     /// Leaves the container alone: its destructor, which would remove it, never runs.
