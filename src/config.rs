@@ -449,6 +449,83 @@ mod tests {
         );
     }
 
+    /// No `..`: a new setting must be added here.
+    #[test]
+    fn every_setting_arrives() {
+        let given = Options {
+            name: Some("shop".into()),
+            database_url: Some("postgres://u@127.0.0.1:1/other".into()),
+            kafka_brokers: Some("h:7".into()),
+            sink: Some(SinkKind::Kafka),
+            capture: Some(CaptureKind::Table),
+            table: Some("a.b".into()),
+            route: Some("r.{aggregate_type}".into()),
+            start: Some(StartKind::Now),
+            batch_events_max: Some(11),
+            batch_bytes_max: Some(12),
+            linger_ms: Some(13),
+            poll_ms_min: Some(14),
+            poll_ms_max: Some(15),
+            transaction_timeout_ms: Some(16_000),
+            check_position_topic: Some(false),
+            create_topics: Some(true),
+            topic_partitions: Some(17),
+            topic_replication_factor: Some(18),
+            lease_ms: Some(1_900),
+            drain_ms: Some(20),
+            kafka_property: Vec::new(),
+            kafka_properties: Some([("compression.type".to_owned(), "lz4".to_owned())].into()),
+            columns: Some(Columns {
+                id: "event_id".into(),
+                ..Columns::default()
+            }),
+        };
+        let Settings {
+            name,
+            database,
+            sink,
+            start,
+            table,
+            kafka,
+            lease_time,
+            drain_time,
+        } = given.settle().unwrap();
+        let ms = Duration::from_millis;
+        assert_eq!(
+            (name.as_str(), sink, start),
+            ("shop", SinkKind::Kafka, Start::Now)
+        );
+        assert_eq!(database.to_string(), "127.0.0.1:1/other");
+        assert_eq!((lease_time, drain_time), (ms(1_900), ms(20)));
+        assert_eq!((table.name.as_str(), table.table.as_str()), ("shop", "a.b"));
+        assert_eq!(
+            (table.route.as_str(), table.columns.id.as_str()),
+            ("r.{aggregate_type}", "event_id")
+        );
+        assert_eq!((table.batch.events_max, table.batch.bytes_max), (11, 12));
+        assert_eq!(
+            (table.linger, table.poll_min, table.poll_max),
+            (ms(13), ms(14), ms(15))
+        );
+        assert_eq!(
+            (kafka.brokers.as_str(), kafka.name.as_str()),
+            ("h:7", "shop")
+        );
+        assert_eq!(
+            (kafka.transaction_timeout_ms, kafka.check_position_topic),
+            (16_000, false)
+        );
+        assert_eq!(
+            (
+                kafka.create_topics,
+                kafka.topic_partitions,
+                kafka.topic_replication_factor
+            ),
+            (true, 17, 18)
+        );
+        assert_eq!(kafka.properties["compression.type"], "lz4");
+    }
+
     #[test]
     fn an_unknown_key_or_a_bad_value_in_the_file_is_one_sentence_with_its_line() {
         for (text, says) in [

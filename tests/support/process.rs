@@ -56,12 +56,12 @@ impl RelayOf {
         command
     }
 
-    /// Starts it; its log goes to a file.
+    /// Starts it; its log goes to a file, which stays under `target` if the test fails.
     pub async fn start(&self) -> RelayProcess {
         let log = tempfile::Builder::new()
             .prefix("relay-")
             .suffix(".log")
-            .tempfile()
+            .tempfile_in(env!("CARGO_TARGET_TMPDIR"))
             .expect("a log file");
         let (file, path) = log.keep().expect("a log file");
         let child = self

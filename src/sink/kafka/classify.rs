@@ -2,7 +2,7 @@
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
-use crate::fault::{Fault, Server};
+use crate::fault::{Fault, Server, Verdict};
 
 /// What was being done when the error came.
 #[derive(Clone, Copy, Debug)]
@@ -48,7 +48,11 @@ pub fn fault_of(error: &KafkaError, at: At<'_>, last_error: Option<&str>) -> Fau
         (KafkaError::ClientCreation(_), _) => {
             Fault::Setting(format!("the Kafka client can't be made: {text}"))
         }
-        (_, Some(code)) if !fatal => of_code(code, at, text),
+        (_, Some(code)) => match of_code(code, at, text.clone()) {
+            // A new producer is the cure of what is fatal to one, unless no producer would do better.
+            fault if fatal && !matches!(fault.verdict(), Verdict::Stop(_)) => Fault::Recycle(text),
+            fault => fault,
+        },
         _ => Fault::Recycle(text),
     }
 }
@@ -92,7 +96,7 @@ pub fn of_code(code: RDKafkaErrorCode, at: At<'_>, text: String) -> Fault {
             "Kafka: {text}; grant the relay's principal Write and Describe on its transactional id"
         )),
         Code::InvalidTransactionTimeout => Fault::Setting(format!(
-            "Kafka: {text}; choose transaction_timeout_ms below the broker's transaction.max.timeout.ms"
+            "Kafka: {text}; choose a transaction-timeout-ms that is no larger than the broker's transaction.max.timeout.ms"
         )),
         Code::UnsupportedVersion | Code::UnsupportedFeature | Code::UnsupportedForMessageFormat => {
             Fault::Refused(format!(

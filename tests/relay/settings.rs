@@ -1,0 +1,171 @@
+//! Settings whose effect shows only with the binary and real servers.
+
+use std::collections::HashSet;
+use std::process::Output;
+
+use nix::sys::signal::Signal;
+use tokio_postgres::Client;
+
+use crate::support::process::RelayOf;
+use crate::support::scan::records;
+use crate::support::servers::{TestDatabase, own_kafka};
+use crate::support::{unique, until, within};
+
+async fn publish(client: &Client, topic: &str, payload: &str) {
+    client
+        .execute(
+            "select outbox.publish($1, 'k', $2::text)",
+            &[&topic, &payload],
+        )
+        .await
+        .unwrap();
+}
+
+/// Runs a new relay on a new database with one event in it, until it has caught up or refuses.
+async fn one_event_with(settings: &[&str]) -> (Output, String) {
+    let database = TestDatabase::new().await;
+    publish(&database.connect().await, &unique("topic"), "1").await;
+    let relay = RelayOf::new(&unique("relay"), &database).await;
+    let relay = relay.with(&["--until-caught-up"]).with(settings);
+    let output = relay.command().output().await.unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    (output, said)
+}
+
+/// When each reading session of relays last asked something: database and time.
+async fn last_questions(client: &Client) -> Vec<(String, String)> {
+    let rows = client
+        .query(
+            "select datname::text, query_start::text from pg_stat_activity
+             where application_name = 'outbox-relay' and pid <> pg_backend_pid() and query_start is not null",
+            &[],
+        )
+        .await
+        .unwrap();
+    rows.iter().map(|row| (row.get(0), row.get(1))).collect()
+}
+
+#[test]
+fn drain_ms_ends_a_relay_whose_broker_does_not_answer() {
+    within(120, async {
+        let mut kafka = own_kafka().await;
+        let database = TestDatabase::new().await;
+        let mut relay = RelayOf::new(&unique("relay"), &database)
+            .await
+            .with(&["--drain-ms", "300"]);
+        relay.brokers = kafka.brokers().to_owned();
+        let process = relay.start().await;
+        process.says("active").await;
+        kafka.sigstop().await.unwrap();
+        let client = database.connect().await;
+        publish(&client, &unique("topic"), "1").await;
+        // An idle relay looks ten times a second; one that publishes, to a broker that is silent, does not.
+        until("a batch is under way", 30, async || {
+            let silent = "select count(*) from pg_stat_activity where application_name = 'outbox-relay'
+                          and datname = current_database() and pid <> pg_backend_pid() and clock_timestamp() - query_start < interval '1 second'";
+            client.query_one(silent, &[]).await.unwrap().get::<_, i64>(0) == 0
+        })
+        .await;
+        process.signal(Signal::SIGTERM);
+        process.says("within drain-ms (300 ms)").await;
+        assert_eq!(process.ended().await.code(), Some(5));
+        kafka.sigcont().await.unwrap();
+        relay.catch_up().await;
+    });
+}
+
+#[test]
+fn transaction_timeout_ms_is_what_the_broker_is_told() {
+    within(90, async {
+        // The broker's transaction.max.timeout.ms is 15 minutes.
+        let (output, said) = one_event_with(&["--transaction-timeout-ms", "900000"]).await;
+        assert!(output.status.success(), "{said}");
+        let (output, said) = one_event_with(&["--transaction-timeout-ms", "900001"]).await;
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains("transaction.max.timeout.ms"), "{said}");
+    });
+}
+
+#[test]
+fn topic_replication_factor_is_what_the_broker_is_asked_for() {
+    within(90, async {
+        let (output, said) = one_event_with(&["--topic-replication-factor", "1"]).await;
+        assert!(output.status.success(), "{said}");
+        let (output, said) = one_event_with(&["--topic-replication-factor", "30"]).await;
+        assert_eq!(output.status.code(), Some(4), "{said}");
+        assert!(
+            said.to_lowercase().contains("replication factor") && said.contains("create the topic"),
+            "{said}"
+        );
+    });
+}
+
+#[test]
+fn poll_ms_min_and_max_say_how_often_it_looks() {
+    within(120, async {
+        let start = async |min: &str, max: &str| {
+            let database = TestDatabase::new().await;
+            let relay = RelayOf::new(&unique("relay"), &database).await.with(&[
+                "--poll-ms-min",
+                min,
+                "--poll-ms-max",
+                max,
+            ]);
+            let process = relay.start().await;
+            process.says("active").await;
+            (database, process)
+        };
+        let (busy, busy_process) = start("1", "20").await;
+        let (tiring, tiring_process) = start("1", "3600000").await;
+        let (lazy, lazy_process) = start("3600000", "3600000").await;
+        let client = busy.connect().await;
+        let mut seen: HashSet<(String, String)> = HashSet::new();
+        let mut busy_since_tiring = 0;
+        // It falls ever more behind, and no faster than that: its pauses double.
+        until("a relay looks ever less often", 60, async || {
+            for (database, at) in last_questions(&client).await {
+                let new = seen.insert((database.clone(), at));
+                match database {
+                    name if new && name == busy.name => busy_since_tiring += 1,
+                    name if new && name == tiring.name => busy_since_tiring = 0,
+                    _ => {}
+                }
+            }
+            busy_since_tiring >= 40
+        })
+        .await;
+        let looks = |of: &TestDatabase| seen.iter().filter(|(name, _)| *name == of.name).count();
+        assert!(
+            looks(&busy) > looks(&tiring) && looks(&tiring) > looks(&lazy),
+            "{} {} {}",
+            looks(&busy),
+            looks(&tiring),
+            looks(&lazy)
+        );
+        // Whatever it waits for, a signal ends it.
+        for process in [busy_process, tiring_process, lazy_process] {
+            process.terminate().await;
+        }
+    });
+}
+
+#[test]
+fn start_now_leaves_out_what_was_committed_before() {
+    within(90, async {
+        let database = TestDatabase::new().await;
+        let (client, topic) = (database.connect().await, unique("topic"));
+        publish(&client, &topic, "before").await;
+        let relay = RelayOf::new(&unique("relay"), &database)
+            .await
+            .with(&["--start", "now"]);
+        relay.catch_up().await;
+        publish(&client, &topic, "after").await;
+        relay.catch_up().await;
+        let found = records(&relay.brokers, &topic).await;
+        let values: Vec<_> = found
+            .iter()
+            .map(|record| record.value.as_deref().unwrap())
+            .collect();
+        assert_eq!(values, [b"after"]);
+    });
+}
