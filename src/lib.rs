@@ -17,6 +17,7 @@ pub mod adopt;
 pub mod database;
 pub mod init;
 
+pub mod crash_point;
 pub mod event;
 pub mod fault;
 pub mod position;

@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::capture::{Capture, Start};
+use crate::crash_point::crash_point;
 use crate::event::Batch;
 use crate::fault::{Backoff, Fault, Server, Verdict};
 use crate::lease::{Lease, STANDBY_POLL};
@@ -103,6 +104,7 @@ impl<C: Capture, S: Sink, L: Lease> Relay<C, S, L> {
             self.get_over(&fault).await;
         };
         self.sink.close().await;
+        crash_point("relay.closed");
         self.lease.release().await;
         end
     }
@@ -112,6 +114,7 @@ impl<C: Capture, S: Sink, L: Lease> Relay<C, S, L> {
         if !self.stand_by().await? {
             return Ok(());
         }
+        crash_point("relay.leased");
         let position = self.open().await?;
         self.enter(State::Active, || {
             info!("active: publishing from {}", position.seen)
@@ -145,6 +148,7 @@ impl<C: Capture, S: Sink, L: Lease> Relay<C, S, L> {
         let genesis = self.capture.genesis(self.settings.start).await?;
         info!("first start of this relay: beginning at {}", genesis.seen);
         self.sink.publish(Batch::genesis(genesis.clone())).await?;
+        crash_point("relay.genesis");
         Ok(genesis)
     }
 
@@ -162,12 +166,14 @@ impl<C: Capture, S: Sink, L: Lease> Relay<C, S, L> {
             let caught_up = batch.as_ref().is_none_or(|batch: &Batch| batch.catches_up);
             if let Some(batch) = batch {
                 (position, read_ahead) = self.publish_and_read_ahead(&position, batch).await?;
+                crash_point("relay.published");
             }
             let due = acknowledged.as_ref().is_none_or(|(at, known)| {
                 *known != position && (idle || at.elapsed() >= ACKNOWLEDGE_EVERY)
             });
             if due {
                 self.capture.acknowledge(&position).await?;
+                crash_point("relay.acknowledged");
                 acknowledged = Some((Instant::now(), position.clone()));
             }
             report.tell(self.published);
@@ -175,6 +181,7 @@ impl<C: Capture, S: Sink, L: Lease> Relay<C, S, L> {
                 break;
             }
         }
+        crash_point("relay.drained");
         if acknowledged.is_some_and(|(_, known)| known != position) {
             self.capture.acknowledge(&position).await?;
         }
@@ -257,11 +264,15 @@ async fn next_or_stop<C: Capture>(
     after: &Position,
     stop: &CancellationToken,
 ) -> Result<Option<Batch>, Fault> {
-    tokio::select! {
+    let batch = tokio::select! {
         biased;
-        () = stop.cancelled() => Ok(None),
-        next = capture.next(after) => next,
+        () = stop.cancelled() => return Ok(None),
+        next = capture.next(after) => next?,
+    };
+    if batch.is_some() {
+        crash_point("relay.read");
     }
+    Ok(batch)
 }
 
 /// One log line each [`REPORT_EVERY`] while events flow.

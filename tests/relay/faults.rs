@@ -14,14 +14,14 @@ use crate::support::writers::{Load, Writers, finish_prepared, ledger};
 use crate::support::{unique, until, within};
 
 /// One database, its topics and its relay.
-struct Scene {
-    database: TestDatabase,
-    prefix: String,
-    relay: RelayOf,
+pub struct Scene {
+    pub database: TestDatabase,
+    pub prefix: String,
+    pub relay: RelayOf,
 }
 
 impl Scene {
-    async fn new() -> Self {
+    pub async fn new() -> Self {
         Self::on(TestDatabase::new().await).await
     }
 
@@ -36,7 +36,7 @@ impl Scene {
     }
 
     /// Publishes what is left, and checks.
-    async fn check(&self) -> Report {
+    pub async fn check(&self) -> Report {
         let client = self.database.connect().await;
         finish_prepared(&client, &self.database.name).await;
         self.relay.catch_up().await;
@@ -45,7 +45,7 @@ impl Scene {
     }
 }
 
-fn clean(report: &Report, transactions_min: u64) {
+pub fn clean(report: &Report, transactions_min: u64) {
     assert!(report.is_clean(), "{report}");
     assert!(
         report.transactions >= transactions_min,

@@ -1,6 +1,8 @@
 //! The relay as users run it: the binary, real servers, injected faults, and the ledger check at the end.
 
 mod commands;
+#[cfg(debug_assertions)]
+mod crash_points;
 mod faults;
 mod settings;
 mod standby;

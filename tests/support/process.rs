@@ -19,6 +19,8 @@ pub struct RelayOf {
     pub database_url: String,
     pub brokers: String,
     pub more: Vec<String>,
+    /// Where it kills itself, see `outbox_relay::crash_point`.
+    pub crash_at: Option<String>,
 }
 
 impl RelayOf {
@@ -29,6 +31,7 @@ impl RelayOf {
             database_url: database.url.clone(),
             brokers: shared().await.kafka.brokers().to_owned(),
             more: vec!["--create-topics".into(), "true".into()],
+            crash_at: None,
         }
     }
 
@@ -51,6 +54,7 @@ impl RelayOf {
                 &self.brokers,
             ])
             .args(&self.more)
+            .envs(self.crash_at.iter().map(|at| ("OUTBOX_RELAY_CRASH_AT", at)))
             .stdin(Stdio::null())
             .kill_on_drop(true);
         command

@@ -135,6 +135,25 @@ pub enum Command {
     DropProducer,
 }
 
+impl Command {
+    /// The name of the step; a crash point lies behind each.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Create => "kafka.create",
+            Self::ProveLease => "kafka.prove_lease",
+            Self::InitTransactions => "kafka.init_transactions",
+            Self::ReadPosition { .. } => "kafka.read_position",
+            Self::Begin => "kafka.begin",
+            Self::Produce => "kafka.produce",
+            Self::Flush => "kafka.flush",
+            Self::ProducePosition(_) => "kafka.produce_position",
+            Self::Commit => "kafka.commit",
+            Self::DropProducer => "kafka.drop_producer",
+        }
+    }
+}
+
 /// What the machine is told.
 #[derive(Debug)]
 pub enum Input {

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 
+use crate::crash_point::crash_point;
 use crate::event::{Batch, Event, Slice};
 use crate::fault::Fault;
 use crate::position::Position;
@@ -250,10 +251,12 @@ impl<P: Proof, S: Shell> KafkaSink<P, S> {
                 Step::Do(command) => command,
                 end => return end,
             };
+            let name = command.name();
             input = self
                 .carry_out(command, &mut batch)
                 .await
                 .unwrap_or_else(Input::Failed);
+            crash_point(name);
         }
     }
 
