@@ -63,7 +63,7 @@ enum Command {
         "Flags win over the environment, the environment over the file.\n\n",
     ))]
     Run(RunArgs),
-    /// Takes a position over after pg_upgrade, after a promotion, or under a new name. A dry run without --apply.
+    /// Takes a position over after pg_upgrade, after a promotion, or under a new name. Without --apply it only reads.
     #[command(
         after_help = "Examples:\n  outbox-relay adopt --config relay.toml\n  outbox-relay adopt --config relay.toml --from old-name --apply"
     )]

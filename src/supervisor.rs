@@ -2,17 +2,19 @@
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::timeout;
+use tokio_postgres::Client;
+use tokio_postgres::types::{ToSql, Type};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::adopt::{self, Plan};
+use crate::adopt::{self, Here, Names, Plan};
 use crate::capture::table::{TableCapture, origin};
 use crate::config::{Settings, SinkKind};
 use crate::fault::{Fault, exit};
 use crate::lease::{AdvisoryLease, Lease};
 use crate::relay::{Published, Relay, RelaySettings};
 use crate::sink::Sink;
-use crate::sink::kafka::{KafkaSink, Proof};
+use crate::sink::kafka::{KafkaSettings, KafkaSink, Proof, last_position};
 use crate::sink::memory::{MemorySink, MemoryStore};
 
 /// Runs a relay until a signal, until it has caught up, or until a fault that only a person can cure.
@@ -90,6 +92,9 @@ async fn asked_to_stop() -> Result<&'static str, Fault> {
 
 /// What `adopt` would do, and, if `apply`, does it. `from` is the name whose position is taken over.
 ///
+/// A dry run reads only: it fences nobody and makes no topic. It holds the leases all the same, for as long as it looks,
+/// because it speaks of a relay that stands still.
+///
 /// # Errors
 /// [`Fault::Refused`] if a relay of either name is active, or there is no position to adopt.
 pub async fn adopt(settings: &Settings, from: &str, apply: bool) -> Result<Plan, Fault> {
@@ -98,55 +103,70 @@ pub async fn adopt(settings: &Settings, from: &str, apply: bool) -> Result<Plan,
             "adopt needs sink kafka: no other sink keeps a position".into(),
         ));
     }
-    let leases = [from, settings.name.as_str()];
-    let ours = AdvisoryLease::new(
-        settings.database.clone(),
-        &settings.name,
-        settings.lease_time,
-    );
-    let theirs = AdvisoryLease::new(settings.database.clone(), from, settings.lease_time);
-    for (lease, name) in [(&theirs, from), (&ours, settings.name.as_str())]
-        .into_iter()
-        .take(if leases[0] == leases[1] { 1 } else { 2 })
-    {
-        if !lease.try_acquire().await? {
-            return Err(Fault::Refused(format!(
-                "relay {name} is active; stop it first"
-            )));
-        }
-    }
-    let held = if from == settings.name {
-        theirs.clone()
-    } else {
-        ours
+    let names = Names {
+        from,
+        to: &settings.name,
     };
-    let mut named = settings.kafka.clone();
-    from.clone_into(&mut named.name);
-    let mut sink = KafkaSink::new(named, theirs)?;
-    let position = sink.open().await?.ok_or_else(|| {
-        Fault::Refused(format!(
-            "relay {from} has no position in this Kafka; there is nothing to adopt"
-        ))
-    })?;
+    let old = idle(settings, names.from).await?;
+    let new = match names.differ() {
+        true => idle(settings, names.to).await?,
+        false => old.clone(),
+    };
     let client = settings.database.connect().await?;
-    let (here, next_xid) = origin(&client, &settings.table.table).await?;
-    let mut plan = adopt::plan(&position, &here, next_xid)?;
-    if from != settings.name {
-        plan.changes
-            .push(format!("name: {from} becomes {}", settings.name));
-        sink.close().await;
-        sink = KafkaSink::new(settings.kafka.clone(), held)?;
-        if let Some(position) = sink.open().await? {
-            return Err(Fault::Refused(format!(
-                "relay {} has a position of its own, {}; nothing was changed",
-                settings.name, position.seen
-            )));
-        }
+    let (origin, next_xid) = origin(&client, &settings.table.table).await?;
+    let here = Here { origin, next_xid };
+    match apply {
+        true => take_over(settings, names, [old, new], &client, &here).await,
+        false => look(settings, names, &here).await,
     }
-    if apply && !plan.changes.is_empty() {
-        if from != settings.name {
-            rename(&client, from, &settings.name).await?;
-        }
+}
+
+/// The lease of a relay that is not active.
+async fn idle(settings: &Settings, name: &str) -> Result<AdvisoryLease, Fault> {
+    let lease = AdvisoryLease::new(settings.database.clone(), name, settings.lease_time);
+    match lease.try_acquire().await? {
+        true => Ok(lease),
+        false => Err(Fault::Refused(format!(
+            "relay {name} is active; stop it first"
+        ))),
+    }
+}
+
+/// The Kafka settings of another relay than ours.
+fn kafka_of(settings: &Settings, name: &str) -> KafkaSettings {
+    KafkaSettings {
+        name: name.to_owned(),
+        ..settings.kafka.clone()
+    }
+}
+
+/// What taking over would do, by reading alone.
+async fn look(settings: &Settings, names: Names<'_>, here: &Here) -> Result<Plan, Fault> {
+    let stored = last_position(&kafka_of(settings, names.from)).await?;
+    let plan = adopt::plan(stored, names, here)?;
+    if names.differ() {
+        adopt::must_be_new(names.to, last_position(&settings.kafka).await?)?;
+    }
+    Ok(plan)
+}
+
+/// Fences relay `names.from` and goes on from the position that stands then.
+async fn take_over(
+    settings: &Settings,
+    names: Names<'_>,
+    [old, new]: [AdvisoryLease; 2],
+    client: &Client,
+    here: &Here,
+) -> Result<Plan, Fault> {
+    let mut sink = KafkaSink::new(kafka_of(settings, names.from), old)?;
+    let plan = adopt::plan(sink.open().await?, names, here)?;
+    if names.differ() {
+        sink.close().await;
+        sink = KafkaSink::new(settings.kafka.clone(), new)?;
+        adopt::must_be_new(names.to, sink.open().await?)?;
+        rename(client, names).await?;
+    }
+    if !plan.changes.is_empty() {
         let mut capture = TableCapture::new(settings.table.clone(), &settings.database)?;
         adopt::carry_out(&plan, &mut sink, &mut capture).await?;
     }
@@ -154,13 +174,11 @@ pub async fn adopt(settings: &Settings, from: &str, apply: bool) -> Result<Plan,
     Ok(plan)
 }
 
-async fn rename(client: &tokio_postgres::Client, from: &str, to: &str) -> Result<(), Fault> {
-    use tokio_postgres::types::Type;
+async fn rename(client: &Client, names: Names<'_>) -> Result<(), Fault> {
+    let values: [(&(dyn ToSql + Sync), Type); 2] =
+        [(&names.from, Type::TEXT), (&names.to, Type::TEXT)];
     client
-        .query_typed(
-            include_str!("../sql/relay/rename.sql"),
-            &[(&from, Type::TEXT), (&to, Type::TEXT)],
-        )
+        .query_typed(include_str!("../sql/relay/rename.sql"), &values)
         .await?;
     Ok(())
 }

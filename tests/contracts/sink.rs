@@ -6,7 +6,7 @@ use outbox_relay::event::{Batch, Event, Slice};
 use outbox_relay::fault::Fault;
 use outbox_relay::position::{Origin, Position, Snapshot};
 use outbox_relay::sink::Sink;
-use outbox_relay::sink::kafka::{KafkaSettings, KafkaSink, Proof};
+use outbox_relay::sink::kafka::{KafkaSettings, KafkaSink, Proof, last_position};
 use outbox_relay::sink::memory::{MemorySink, MemoryStore};
 use uuid::Uuid;
 
@@ -339,6 +339,42 @@ fn a_missing_topic_is_a_clear_fault_unless_topics_are_made() {
                 && fault.to_string().contains(&bench.topic),
             "{fault}"
         );
+    });
+}
+
+#[test]
+fn the_last_position_is_read_without_fencing_anybody_or_making_anything() {
+    within(60, async {
+        let bench = Kafka::new();
+        let settings = KafkaSettings {
+            create_topics: false,
+            ..bench.settings().await
+        };
+        assert_eq!(last_position(&settings).await.unwrap(), None);
+        // The topic that it looked for is still missing: events can't be published to it.
+        let other = KafkaSettings {
+            name: unique("other"),
+            ..settings.clone()
+        };
+        let mut other = KafkaSink::new(other, Held).unwrap();
+        other.open().await.unwrap();
+        let to_it = vec![transaction(
+            &format!("outbox-relay.position.{}", bench.name),
+            1,
+            1,
+        )];
+        let fault = other.publish(Batch::of(to_it, position(2), false)).await;
+        assert!(
+            matches!(&fault, Err(Fault::Unpublishable { why, .. }) if why.contains("does not exist")),
+            "{fault:?}"
+        );
+        let mut sink = KafkaSink::new(settings.clone(), Held).unwrap();
+        sink.open().await.unwrap();
+        for xmax in 2..5 {
+            sink.publish(Batch::genesis(position(xmax))).await.unwrap();
+            let last = last_position(&settings).await.unwrap();
+            assert_eq!(last, Some(position(xmax)));
+        }
     });
 }
 

@@ -5,8 +5,10 @@ use std::os::unix::process::ExitStatusExt;
 use futures_util::{StreamExt, stream};
 use nix::sys::signal::Signal;
 use outbox_relay::crash_point::CRASH_POINTS;
+use tokio::process::Command;
 
 use super::faults::{Scene, clean};
+use crate::support::process::BINARY;
 use crate::support::within;
 use crate::support::writers::{Load, Writers};
 
@@ -63,6 +65,34 @@ async fn dies_at(point: &'static str) {
     writers.more(10).await;
     writers.stop().await;
     clean(&scene.check().await, 10);
+}
+
+#[test]
+fn a_dry_run_of_adopt_sees_the_last_position_beside_an_open_transaction() {
+    within(90, async {
+        let scene = Scene::new().await;
+        scene.relay.catch_up().await;
+        let client = scene.database.connect().await;
+        let publish = format!("select outbox.publish('{}0', 'k', 'v')", scene.prefix);
+        client.batch_execute(&publish).await.unwrap();
+        // The second flush is the one of the position record: it lies in the topic, not committed.
+        let mut armed = scene.relay.clone();
+        armed.crash_at = Some("kafka.flush:2".into());
+        let status = armed.start().await.ended().await;
+        assert_eq!(status.signal(), Some(Signal::SIGKILL as i32));
+        let adopt = Command::new(BINARY)
+            .args(["adopt", "--name", &armed.name])
+            .args(["--database-url", &armed.database_url])
+            .args(["--kafka-brokers", &armed.brokers])
+            .output()
+            .await
+            .unwrap();
+        let said = String::from_utf8_lossy(&adopt.stdout);
+        assert!(
+            adopt.status.success() && said.contains("stands at 1:1:"),
+            "{adopt:?}"
+        );
+    });
 }
 
 #[test]

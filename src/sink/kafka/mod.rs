@@ -211,6 +211,19 @@ impl KafkaSettings {
     }
 }
 
+/// The last committed position of the relay that `settings` name. Fences nobody and makes no topic, so a relay of that
+/// name may be about to publish more.
+///
+/// # Errors
+/// Those of opening, but for the lease and the epoch.
+pub async fn last_position(settings: &KafkaSettings) -> Result<Option<Position>, Fault> {
+    settings.check()?;
+    let settings = settings.clone();
+    let record = tokio::task::spawn_blocking(move || position_topic::peek(&settings)).await;
+    let record = record.map_err(|error| Fault::Defect(error.to_string()))??;
+    Ok(record.map(|record| record.position))
+}
+
 /// Publishes to Kafka, exactly once. See [`machine`] for how.
 pub struct KafkaSink<P, S = ThreadShell> {
     machine: Machine,

@@ -2,21 +2,24 @@
 //!
 //! Everything here blocks; it runs in the producer's thread.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::ClientContext;
-use rdkafka::config::ClientConfig;
+use rdkafka::config::{ClientConfig, FromClientConfigAndContext as _};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
-use rdkafka::metadata::MetadataTopic;
+use rdkafka::metadata::{Metadata, MetadataTopic};
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use crate::fault::{Fault, Server};
+use crate::sink::kafka::KafkaSettings;
 use crate::sink::kafka::classify::{At, fault_of, of_code};
+use crate::sink::kafka::producer::creation_fault;
 use crate::sink::kafka::record::PositionRecord;
 
 /// Brokers that hold a copy, where there are as many.
@@ -57,7 +60,6 @@ pub(super) struct Admin<'a> {
 
 impl Admin<'_> {
     fn client(&self) -> Result<AdminClient<Quiet>, KafkaError> {
-        use rdkafka::config::FromClientConfigAndContext as _;
         AdminClient::from_config_and_context(self.config, Quiet)
     }
 
@@ -166,42 +168,74 @@ pub(super) fn pause(time: Duration) {
     std::thread::sleep(time);
 }
 
+/// A consumer of one relay's position topic.
+pub(super) fn consumer(
+    settings: &KafkaSettings,
+    isolation: &str,
+) -> Result<BaseConsumer<Quiet>, Fault> {
+    let mut config = settings.client_config();
+    config
+        // Only because the client wants one to assign partitions; nothing is ever committed to it.
+        .set("group.id", format!("outbox-relay.{}", settings.name))
+        .set("isolation.level", isolation)
+        .set("enable.auto.commit", "false")
+        .set("enable.partition.eof", "true")
+        .set("auto.offset.reset", "error")
+        // The end of the topic is told only after this time.
+        .set("fetch.wait.max.ms", "5");
+    BaseConsumer::from_config_and_context(&config, Quiet)
+        .map_err(|error| creation_fault(settings, error))
+}
+
+/// What the brokers say about the topic; nothing in it where it is absent.
+fn metadata_of(
+    topic: &str,
+    consumer: &BaseConsumer<Quiet>,
+    timeout: Duration,
+) -> Result<Metadata, Fault> {
+    let at = At::PositionTopic(topic);
+    let metadata = consumer
+        .fetch_metadata(Some(topic), timeout)
+        .map_err(|error| fault_of(&error, at, None))?;
+    let error = metadata.topics().first().and_then(MetadataTopic::error);
+    match error.map(RDKafkaErrorCode::from) {
+        None | Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => {
+            Ok(metadata)
+        }
+        Some(code) => Err(of_code(code, at, code.to_string())),
+    }
+}
+
+fn found(metadata: &Metadata) -> Option<&MetadataTopic> {
+    let first = metadata.topics().first();
+    first.filter(|topic| topic.error().is_none())
+}
+
 /// Creates the position topic if it is absent, else checks that no record can be lost in it.
 pub(super) fn ensure(
     topic: &str,
     consumer: &BaseConsumer<Quiet>,
     admin: &Admin<'_>,
 ) -> Result<(), Fault> {
-    let at = At::PositionTopic(topic);
-    let metadata = consumer
-        .fetch_metadata(Some(topic), admin.timeout)
-        .map_err(|error| fault_of(&error, at, None))?;
-    let found = metadata.topics().first();
-    match found.map(|found| (found, found.error().map(RDKafkaErrorCode::from))) {
-        Some((found, None)) => {
-            let replicas = found
-                .partitions()
-                .iter()
-                .map(|partition| partition.replicas().len())
-                .min()
-                .unwrap_or(0);
-            let keys = ["cleanup.policy", "min.insync.replicas"];
-            let [policy, in_sync] = admin.settings(topic, keys)?;
-            check(
-                topic,
-                found.partitions().len(),
-                replicas,
-                policy.as_deref(),
-                in_sync.as_deref(),
-            )
-        }
-        None
-        | Some((
-            _,
-            Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic),
-        )) => create(topic, metadata.brokers().len(), admin),
-        Some((_, Some(code))) => Err(of_code(code, at, code.to_string())),
-    }
+    let metadata = metadata_of(topic, consumer, admin.timeout)?;
+    let Some(found) = found(&metadata) else {
+        return create(topic, metadata.brokers().len(), admin);
+    };
+    let replicas = found
+        .partitions()
+        .iter()
+        .map(|partition| partition.replicas().len())
+        .min()
+        .unwrap_or(0);
+    let keys = ["cleanup.policy", "min.insync.replicas"];
+    let [policy, in_sync] = admin.settings(topic, keys)?;
+    check(
+        topic,
+        found.partitions().len(),
+        replicas,
+        policy.as_deref(),
+        in_sync.as_deref(),
+    )
 }
 
 fn create(topic: &str, brokers: usize, admin: &Admin<'_>) -> Result<(), Fault> {
@@ -285,6 +319,33 @@ pub(super) fn read(
         }
         pause(LOOK_EVERY);
     }
+    last(topic, committed, key, low..high, until)
+}
+
+/// The last committed position record of a relay that may be running: nobody is fenced, nothing is made, and what an open
+/// transaction holds is not seen. `None` also where there is no topic.
+pub(super) fn peek(settings: &KafkaSettings) -> Result<Option<PositionRecord>, Fault> {
+    let (topic, time) = (topic_of(&settings.name), settings.request_time() * 2);
+    let until = Instant::now() + time;
+    let consumer = consumer(settings, "read_committed")?;
+    if found(&metadata_of(&topic, &consumer, time)?).is_none() {
+        return Ok(None);
+    }
+    let (low, high) = consumer
+        .fetch_watermarks(&topic, 0, time)
+        .map_err(|error| fault_of(&error, At::PositionTopic(&topic), None))?;
+    last(&topic, &consumer, &settings.name, low..high, until)
+}
+
+/// The last record in these offsets; looks at ever more of them from the end.
+fn last(
+    topic: &str,
+    committed: &BaseConsumer<Quiet>,
+    key: &str,
+    offsets: Range<i64>,
+    until: Instant,
+) -> Result<Option<PositionRecord>, Fault> {
+    let (low, high) = (offsets.start, offsets.end);
     let mut tail = TAIL_RECORDS;
     loop {
         let start = high.saturating_sub(tail).max(low);

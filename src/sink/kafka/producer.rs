@@ -9,7 +9,6 @@ use std::time::Duration;
 use rdkafka::admin::{NewTopic, TopicReplication};
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, FromClientConfigAndContext as _, RDKafkaLogLevel};
-use rdkafka::consumer::BaseConsumer;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, Message as _, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext};
@@ -21,7 +20,7 @@ use crate::event::{Event, Slice};
 use crate::fault::{Fault, Server};
 use crate::sink::kafka::classify::{At, fault_of, of_code, redacted};
 use crate::sink::kafka::machine::{Committed, Signal};
-use crate::sink::kafka::position_topic::{self, Admin, Quiet, pause, topic_of};
+use crate::sink::kafka::position_topic::{self, Admin, consumer, pause, topic_of};
 use crate::sink::kafka::record::{Partitions, PositionRecord, headers};
 use crate::sink::kafka::{KafkaSettings, secrets};
 
@@ -478,33 +477,18 @@ impl Worker {
         let topic = topic_of(&self.settings.name);
         if check_topic && self.settings.check_position_topic {
             // With a client of its own: one that has once asked for a missing topic takes it for missing a while longer.
-            let asker = self.consumer("read_committed")?;
+            let asker = consumer(&self.settings, "read_committed")?;
             let checked = position_topic::ensure(&topic, &asker, &self.admin());
             position_topic::discard(asker);
             checked?;
         }
-        let committed = self.consumer("read_committed")?;
-        let uncommitted = self.consumer("read_uncommitted")?;
+        let committed = consumer(&self.settings, "read_committed")?;
+        let uncommitted = consumer(&self.settings, "read_uncommitted")?;
         let time = self.settings.request_time() * 2;
         let found =
             position_topic::read(&topic, &committed, &uncommitted, &self.settings.name, time);
         position_topic::discard((committed, uncommitted));
         found
-    }
-
-    fn consumer(&self, isolation: &str) -> Result<BaseConsumer<Quiet>, Fault> {
-        let mut config = self.config.clone();
-        config
-            // Only because the client wants one to assign partitions; nothing is ever committed to it.
-            .set("group.id", format!("outbox-relay.{}", self.settings.name))
-            .set("isolation.level", isolation)
-            .set("enable.auto.commit", "false")
-            .set("enable.partition.eof", "true")
-            .set("auto.offset.reset", "error")
-            // The end of the topic is told only after this time.
-            .set("fetch.wait.max.ms", "5");
-        BaseConsumer::from_config_and_context(&config, Quiet)
-            .map_err(|error| creation_fault(&self.settings, error))
     }
 
     fn admin(&self) -> Admin<'_> {
@@ -766,7 +750,7 @@ fn is_legal(topic: &str) -> bool {
     (1..=249).contains(&topic.len()) && topic.bytes().all(legal) && topic != "." && topic != ".."
 }
 
-fn creation_fault(settings: &KafkaSettings, error: KafkaError) -> Fault {
+pub(super) fn creation_fault(settings: &KafkaSettings, error: KafkaError) -> Fault {
     let error = match error {
         KafkaError::ClientCreation(text) => {
             KafkaError::ClientCreation(redacted(&text, &secrets(settings)))
