@@ -10,3 +10,8 @@ mod support;
 
 mod contracts;
 mod relay;
+
+#[path = "soak/order.rs"]
+mod soak_order;
+#[path = "soak/plan.rs"]
+mod soak_plan;

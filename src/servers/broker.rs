@@ -21,7 +21,7 @@ const SERVER: &str = "Kafka";
 const MANIFEST: &str = include_str!("kafka.sha256");
 
 /// The version of the pinned jars and of the default image.
-pub(super) const VERSION: &str = "4.3.1";
+pub const VERSION: &str = "4.3.1";
 
 /// What the broker's log says last when it starts. Its port accepts connections earlier.
 const STARTED: &str = "Kafka Server started";
@@ -123,6 +123,18 @@ impl Broker {
             server: SERVER,
             state: "still running long after it was killed",
         })
+    }
+
+    /// It ends its transactions and its session with the controller first. One that hangs is killed.
+    pub(super) async fn stop(&mut self) -> Result<(), ServersError> {
+        self.running()?.signal(Signal::SIGTERM)?;
+        let Some(child) = &mut self.child else {
+            return Ok(());
+        };
+        if child.wait(STOP_TIMEOUT).await {
+            return Ok(());
+        }
+        self.kill9().await
     }
 
     pub(super) fn sigstop(&self) -> Result<(), ServersError> {

@@ -141,6 +141,18 @@ impl Kafka {
         }
     }
 
+    /// Orderly: SIGTERM; returns when it has stopped. One that does not stop in time is killed.
+    ///
+    /// # Errors
+    /// When the broker was given or is not running.
+    pub async fn stop(&mut self) -> Result<(), ServersError> {
+        match &mut self.body {
+            Body::Given => Err(ServersError::Given { server: SERVER }),
+            Body::Container(container, _) => container.stop().await,
+            Body::Binaries(broker) => broker.stop().await,
+        }
+    }
+
     /// SIGKILL; returns when it is gone.
     ///
     /// # Errors
@@ -153,7 +165,7 @@ impl Kafka {
         }
     }
 
-    /// Starts it again after [`kill9`](Self::kill9), with the same data and address, and waits
+    /// Starts it again after [`stop`](Self::stop) or [`kill9`](Self::kill9), with the same data and address, and waits
     /// until it answers.
     ///
     /// # Errors

@@ -26,6 +26,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+pub use broker::VERSION as KAFKA_VERSION;
 pub use docker::docker_answers;
 pub use java::{Java, java};
 pub use kafka::Kafka;
@@ -241,7 +242,7 @@ impl Servers {
     /// Leaves everything running and the folder in place; returns what a person needs to reach the
     /// servers and to end them later, one item per line. Adopted processes stay, too.
     #[must_use]
-    pub fn keep(self) -> String {
+    pub fn keep(&self) -> String {
         let mut lines = std::mem::take(&mut *lock(&self.notes));
         lines.push(format!("data and logs in {}", self.folder.display()));
         let mut commands = Vec::new();

@@ -5,13 +5,13 @@ use std::process::Output;
 use outbox_relay::init;
 use tokio::process::Command;
 
-use crate::support::process::{BINARY, RelayOf};
+use crate::support::process::{RelayOf, binary};
 use crate::support::scan::records;
 use crate::support::servers::{TestDatabase, connect, shared};
 use crate::support::{unique, within};
 
 async fn outbox_relay(arguments: &[&str]) -> Output {
-    Command::new(BINARY)
+    Command::new(binary())
         .args(arguments)
         .kill_on_drop(true)
         .output()
@@ -369,7 +369,7 @@ fn environment_and_file_are_read_and_logs_can_be_json_without_secrets() {
             .as_bytes(),
         )
         .unwrap();
-        let output = Command::new(BINARY)
+        let output = Command::new(binary())
             .args(["run", "--until-caught-up", "--log-format", "json"])
             .env("OUTBOX_RELAY_NAME", &relay.name)
             .env("OUTBOX_RELAY_DATABASE_URL", &with_secret)

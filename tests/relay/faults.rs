@@ -158,7 +158,7 @@ fn postgresql_is_killed_under_asynchronous_commits_and_gives_xids_out_again() {
         let mut postgres = own_postgres(PostgresVersion::V17, &[("wal_writer_delay", "2s")]).await;
         let scene = Scene::on(TestDatabase::on(&postgres).await).await;
         let load = Load {
-            synchronous_commit: false,
+            asynchronous_percent: 100,
             prepared: false,
             ..Load::default()
         };

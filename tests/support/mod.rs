@@ -1,5 +1,7 @@
 //! Servers, a database and topics per test, writers with a ledger, relay processes, and the check at the end.
 
+#![allow(dead_code, reason = "the tests and the soak use different parts of it")]
+
 pub mod process;
 pub mod scan;
 pub mod servers;

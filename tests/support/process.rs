@@ -1,6 +1,7 @@
 //! The relay as a process, to be stopped, continued and killed.
 
-use std::path::PathBuf;
+use std::fs::{File, OpenOptions};
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -8,9 +9,22 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::process::{Child, Command};
 
-use super::servers::{TestDatabase, adopt, release, shared};
+use super::servers::{TestDatabase, own, shared};
 
-pub const BINARY: &str = env!("CARGO_BIN_EXE_outbox-relay");
+/// The relay's program: cargo names it to a test; other programs of ours have it beside them.
+pub fn binary() -> PathBuf {
+    match option_env!("CARGO_BIN_EXE_outbox-relay") {
+        Some(path) => path.into(),
+        None => std::env::current_exe()
+            .expect("the path of this program")
+            .with_file_name("outbox-relay"),
+    }
+}
+
+/// The target folder of the tests; a program that has none takes the system's.
+fn log_folder() -> PathBuf {
+    option_env!("CARGO_TARGET_TMPDIR").map_or_else(std::env::temp_dir, PathBuf::from)
+}
 
 /// How a relay is started.
 #[derive(Clone)]
@@ -42,7 +56,7 @@ impl RelayOf {
     }
 
     pub fn command(&self) -> Command {
-        let mut command = Command::new(BINARY);
+        let mut command = Command::new(binary());
         command
             .args([
                 "run",
@@ -65,9 +79,19 @@ impl RelayOf {
         let log = tempfile::Builder::new()
             .prefix("relay-")
             .suffix(".log")
-            .tempfile_in(env!("CARGO_TARGET_TMPDIR"))
+            .tempfile_in(log_folder())
             .expect("a log file");
         let (file, path) = log.keep().expect("a log file");
+        self.spawn(file, path, true)
+    }
+
+    /// Starts it; its log is appended to this file, which stays.
+    pub fn start_with_log(&self, log: &Path) -> RelayProcess {
+        let file = OpenOptions::new().create(true).append(true).open(log);
+        self.spawn(file.expect("a log file"), log.to_owned(), false)
+    }
+
+    fn spawn(&self, file: File, log: PathBuf, log_goes: bool) -> RelayProcess {
         let child = self
             .command()
             .stdout(Stdio::null())
@@ -75,11 +99,12 @@ impl RelayOf {
             .spawn()
             .expect("the relay");
         let pid = child.id().expect("a process id");
-        adopt(pid).await;
+        own().adopt(pid);
         RelayProcess {
             child,
             pid,
-            log: path,
+            log,
+            log_goes,
         }
     }
 
@@ -101,9 +126,21 @@ pub struct RelayProcess {
     child: Child,
     pid: u32,
     log: PathBuf,
+    log_goes: bool,
 }
 
 impl RelayProcess {
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// How it ended, if it has.
+    pub fn has_ended(&mut self) -> Option<ExitStatus> {
+        let status = self.child.try_wait().expect("a status")?;
+        own().release(self.pid);
+        Some(status)
+    }
+
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
@@ -144,7 +181,7 @@ impl RelayProcess {
         let status = status
             .unwrap_or_else(|_| panic!("the relay does not end: {}", self.log()))
             .expect("a status");
-        release(self.pid).await;
+        own().release(self.pid);
         status
     }
 
@@ -165,7 +202,7 @@ impl RelayProcess {
 
 impl Drop for RelayProcess {
     fn drop(&mut self) {
-        if !std::thread::panicking() {
+        if self.log_goes && !std::thread::panicking() {
             let _ = std::fs::remove_file(&self.log);
         }
     }

@@ -43,6 +43,39 @@ pub async fn records(brokers: &str, topic: &str) -> Vec<Record> {
     tokio::task::spawn_blocking(scan).await.expect("a scan")
 }
 
+/// Reads the position records of relay `name`: their number, and the places where one does not follow the one before.
+/// Two relays that published from the same position would both have given the same number.
+pub async fn position_gaps(brokers: &str, name: &str) -> (u64, Vec<String>) {
+    let (brokers, topic) = (brokers.to_owned(), format!("outbox-relay.position.{name}"));
+    let scan = move || {
+        let (mut records, mut gaps) = (0, Vec::new());
+        let mut last = PositionRecord::default();
+        read(&brokers, &topic, |message| {
+            let record: PositionRecord =
+                serde_json::from_slice(message.payload().unwrap_or_default())
+                    .expect("a position record");
+            if record.kafka_transaction != last.kafka_transaction + 1 {
+                gaps.push(format!("{record:?} came after {last:?}"));
+            }
+            records += 1;
+            last = record;
+            Ok(())
+        })
+        .expect("a scan");
+        (records, gaps)
+    };
+    tokio::task::spawn_blocking(scan).await.expect("a scan")
+}
+
+/// What a position record says of itself.
+#[derive(Debug, Default, serde::Deserialize)]
+struct PositionRecord {
+    kafka_transaction: u64,
+    /// Who wrote it; only shown.
+    #[allow(dead_code, reason = "shown by Debug")]
+    instance: String,
+}
+
 /// The ledger against topics `{prefix}0` to `{prefix}2` as relay `name` filled them.
 pub async fn check(brokers: &str, prefix: &str, name: &str, ledger: Ledger) -> Report {
     let topics: Vec<String> = (0..3).map(|i| format!("{prefix}{i}")).collect();

@@ -1,5 +1,7 @@
 //! The servers of the test run: one PostgreSQL and one Kafka that all share, and own ones for tests that kill them.
 
+use std::sync::LazyLock;
+
 use outbox_relay::database::Database;
 use outbox_relay::servers::{Kafka, Postgres, PostgresOptions, PostgresVersion, Servers, Sources};
 use tokio::sync::OnceCell;
@@ -9,14 +11,21 @@ use super::unique;
 
 /// What all tests share.
 pub struct Shared {
-    servers: Servers,
-    /// For tests that kill them: never those whose addresses were given.
-    own: Servers,
+    /// Owns the two.
+    _servers: Servers,
     pub postgres: Postgres,
     pub kafka: Kafka,
 }
 
 static SHARED: OnceCell<Shared> = OnceCell::const_new();
+static OWN: LazyLock<Servers> = LazyLock::new(|| {
+    let sources = Sources {
+        database_url: None,
+        kafka_brokers: None,
+        ..Sources::from_env()
+    };
+    Servers::with(sources, None::<fn(&str)>).unwrap_or_else(|error| panic!("{error}"))
+});
 static OTHER_POSTGRES: [OnceCell<Postgres>; 2] = [const { OnceCell::const_new() }; 2];
 
 /// The shared servers; started by the first test that asks. If none can be had, that test fails and says what to install.
@@ -28,22 +37,18 @@ pub async fn shared() -> &'static Shared {
                 servers.postgres(PostgresOptions::default()),
                 servers.kafka()
             );
-            let own = Servers::with(
-                Sources {
-                    database_url: None,
-                    kafka_brokers: None,
-                    ..Sources::from_env()
-                },
-                None::<fn(&str)>,
-            );
             Shared {
-                own: own.unwrap_or_else(|error| panic!("{error}")),
                 postgres: postgres.unwrap_or_else(|error| panic!("{error}")),
                 kafka: kafka.unwrap_or_else(|error| panic!("{error}")),
-                servers,
+                _servers: servers,
             }
         })
         .await
+}
+
+/// Servers to stop and kill: never those whose addresses were given.
+pub fn own() -> &'static Servers {
+    &OWN
 }
 
 /// A shared server of another major version than the default one.
@@ -63,9 +68,7 @@ pub async fn own_postgres(version: PostgresVersion, settings: &[(&str, &str)]) -
         .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
         .collect();
     let options = PostgresOptions { version, settings };
-    shared()
-        .await
-        .own
+    own()
         .postgres(options)
         .await
         .unwrap_or_else(|error| panic!("{error}"))
@@ -73,22 +76,10 @@ pub async fn own_postgres(version: PostgresVersion, settings: &[(&str, &str)]) -
 
 /// A Kafka of one's own, to kill.
 pub async fn own_kafka() -> Kafka {
-    shared()
-        .await
-        .own
+    own()
         .kafka()
         .await
         .unwrap_or_else(|error| panic!("{error}"))
-}
-
-/// A child of ours must end with the run, however it ends.
-pub async fn adopt(pid: u32) {
-    shared().await.servers.adopt(pid);
-}
-
-/// It has ended.
-pub async fn release(pid: u32) {
-    shared().await.servers.release(pid);
 }
 
 /// A database of one test, with schema `outbox`.

@@ -1,13 +1,15 @@
 //! Writers with a ledger: what they committed is in table `ledger`, written in the same transactions.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures_util::TryStreamExt;
 use outbox_relay::database::Database;
 use outbox_relay::ledger::{CommittedEvent, Ledger};
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tokio_postgres::Client;
 use uuid::Uuid;
 
@@ -46,8 +48,12 @@ pub struct Load {
     pub keys: usize,
     /// Pause of each writer between its transactions.
     pub pause: Duration,
-    pub synchronous_commit: bool,
+    /// Of a hundred writers, so many commit asynchronously.
+    pub asynchronous_percent: usize,
     pub prepared: bool,
+    /// Further writers whose transactions stay open for up to so long, each on a key of its own.
+    pub long_writers: usize,
+    pub long_max: Duration,
 }
 
 impl Default for Load {
@@ -56,8 +62,10 @@ impl Default for Load {
             writers: 20,
             keys: 50,
             pause: Duration::from_millis(20),
-            synchronous_commit: true,
+            asynchronous_percent: 0,
             prepared: true,
+            long_writers: 0,
+            long_max: Duration::ZERO,
         }
     }
 }
@@ -79,13 +87,13 @@ impl Writers {
             .expect("set-up of the writers");
         let keys = format!(
             "insert into aggregate (id) select generate_series(1, {})",
-            load.keys
+            load.keys + load.long_writers
         );
         client.batch_execute(&keys).await.expect("aggregates");
         let stop = Arc::new(AtomicBool::new(false));
         let committed = Arc::new(AtomicU64::new(0));
         let mut tasks = JoinSet::new();
-        for writer in 0..load.writers {
+        for writer in 0..load.writers + load.long_writers {
             let writer = Writer {
                 number: writer,
                 database: database.database(),
@@ -141,14 +149,14 @@ impl Writer {
         let mut number = 0;
         while !self.stop.load(Ordering::Relaxed) {
             let Ok(client) = self.database.connect().await else {
-                sleep(Duration::from_millis(50)).await;
+                sleep(Duration::from_millis(fastrand::u64(20..200))).await;
                 continue;
             };
             // What it prepared before the server went away still holds its locks; an error says that there is nothing.
             let _ = client
                 .batch_execute(&format!("commit prepared '{}'", self.gid))
                 .await;
-            if !self.load.synchronous_commit
+            if self.number % 100 < self.load.asynchronous_percent
                 && client
                     .batch_execute("set synchronous_commit = off")
                     .await
@@ -158,7 +166,12 @@ impl Writer {
             }
             while !self.stop.load(Ordering::Relaxed) {
                 number += 1;
-                match self.transaction(&client, number).await {
+                let ended = if self.number < self.load.writers {
+                    self.transaction(&client, number).await
+                } else {
+                    self.long_transaction(&client, number).await
+                };
+                match ended {
                     Ok(true) => _ = self.committed.fetch_add(1, Ordering::Relaxed),
                     Ok(false) => {}
                     // A deadlock or the like leaves the connection usable, a killed server does not.
@@ -205,6 +218,28 @@ impl Writer {
             _ => client.batch_execute("commit").await.map(|()| true),
         }
     }
+
+    /// Stays open for long after its inserts. Some are larger than a batch of the relay may be.
+    async fn long_transaction(
+        &self,
+        client: &Client,
+        number: u64,
+    ) -> Result<bool, tokio_postgres::Error> {
+        let key = self.load.keys + 1 + self.number - self.load.writers;
+        client.batch_execute("begin").await?;
+        let call = format!(
+            "select use_case('long{}-{number}', '{}', array[{key}], {}, true, false)",
+            self.number,
+            self.prefix,
+            fastrand::u16(1..1_500),
+        );
+        client.batch_execute(&call).await?;
+        let until = Instant::now() + self.load.long_max.mul_f64(fastrand::f64());
+        while Instant::now() < until && !self.stop.load(Ordering::Relaxed) {
+            sleep(Duration::from_millis(100)).await;
+        }
+        client.batch_execute("commit").await.map(|()| true)
+    }
 }
 
 /// What was committed, from the database itself. Prepared transactions that a crash left behind are committed first.
@@ -212,28 +247,36 @@ pub async fn ledger(database: &TestDatabase) -> Ledger {
     let client = database.connect().await;
     finish_prepared(&client, &database.name).await;
     let rows = client
-        .query(
+        .query_raw(
             "select tx, id, topic, key, version from ledger order by tx, ord",
-            &[],
+            std::iter::empty::<i32>(),
         )
         .await
         .expect("the ledger");
-    let mut transactions: std::collections::BTreeMap<String, Vec<CommittedEvent>> =
-        std::collections::BTreeMap::new();
-    for row in rows {
-        let event = CommittedEvent {
+    // Row by row: a long run has millions.
+    let mut rows = pin!(rows);
+    let mut ledger = Ledger::new();
+    let (mut tx, mut events) = (String::new(), Vec::new());
+    while let Some(row) = rows.try_next().await.expect("a row of the ledger") {
+        let of: String = row.get(0);
+        if of != tx {
+            commit(&mut ledger, std::mem::replace(&mut tx, of), &mut events);
+        }
+        events.push(CommittedEvent {
             id: row.get::<_, Uuid>(1),
             topic: row.get(2),
             key: row.get(3),
             version: row.get::<_, i64>(4).unsigned_abs(),
-        };
-        transactions.entry(row.get(0)).or_default().push(event);
+        });
     }
-    let mut ledger = Ledger::new();
-    for (tx, events) in transactions {
-        ledger.commit(tx, events);
-    }
+    commit(&mut ledger, tx, &mut events);
     ledger
+}
+
+fn commit(ledger: &mut Ledger, tx: String, events: &mut Vec<CommittedEvent>) {
+    if !events.is_empty() {
+        ledger.commit(tx, events.drain(..));
+    }
 }
 
 /// Commits what is prepared and left alone.

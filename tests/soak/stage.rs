@@ -1,0 +1,209 @@
+//! Where it is played: the servers, the database, the topics, the relays. It does what the plan says.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use outbox_relay::servers::{Kafka, Postgres, PostgresVersion};
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::config::ClientConfig;
+use tokio::sync::Mutex;
+use tokio::time::{sleep, timeout};
+
+use crate::fleet::{Fleet, Violations};
+use crate::plan::Fault;
+use crate::support::process::RelayOf;
+use crate::support::servers::{TestDatabase, own, own_kafka, own_postgres};
+
+/// Partitions of each topic.
+pub const PARTITIONS: i32 = 3;
+/// Name of the relay, and of what belongs to it.
+const NAME: &str = "soak";
+/// Longer than any run: the check needs every position record.
+const POSITION_LAG_MS: &str = "604800000";
+/// A Kafka transaction of a relay that stands still is aborted after this: the least that a relay allows.
+const TRANSACTION_TIMEOUT_MS: &str = "10000";
+/// Small, so that a backlog takes several Kafka transactions, and some database transactions go alone.
+const BATCH_EVENTS_MAX: &str = "500";
+
+/// All that takes part.
+pub struct Stage {
+    postgres: Mutex<Postgres>,
+    kafka: Mutex<Kafka>,
+    pub database: TestDatabase,
+    pub brokers: String,
+    pub fleet: Fleet,
+}
+
+impl Stage {
+    /// Brings all of it up.
+    pub async fn set_up(violations: Violations) -> Self {
+        // A lazy WAL writer, so that a crash loses more of what was committed asynchronously.
+        let settings = [("wal_writer_delay", "1s"), ("autovacuum_naptime", "15s")];
+        let postgres = own_postgres(PostgresVersion::V17, &settings);
+        let (postgres, kafka) = tokio::join!(postgres, own_kafka());
+        let database = TestDatabase::on(&postgres).await;
+        let brokers = kafka.brokers().to_owned();
+        create_topics(&brokers).await;
+        let more = [
+            "--transaction-timeout-ms",
+            TRANSACTION_TIMEOUT_MS,
+            "--batch-events-max",
+            BATCH_EVENTS_MAX,
+        ];
+        let relay = RelayOf {
+            name: NAME.to_owned(),
+            // Its sessions are told from the writers' by this name.
+            database_url: format!("{}?application_name=relay", database.url),
+            brokers: brokers.clone(),
+            more: more.map(str::to_owned).into(),
+        };
+        Self {
+            postgres: Mutex::new(postgres),
+            kafka: Mutex::new(kafka),
+            database,
+            brokers,
+            fleet: Fleet::start(relay, own().folder(), violations),
+        }
+    }
+
+    /// Prefix of the topics that the writers write to.
+    pub fn prefix() -> &'static str {
+        NAME
+    }
+
+    pub fn topics() -> Vec<String> {
+        (0..3).map(|number| format!("{NAME}{number}")).collect()
+    }
+
+    pub fn relay_name() -> &'static str {
+        NAME
+    }
+
+    pub async fn postgres_version(&self) -> String {
+        let client = self.database.connect().await;
+        let row = client.query_one("show server_version", &[]).await;
+        row.map_or_else(text, |row| row.get(0))
+    }
+
+    /// Injects a fault, and heals it; returns then. Faults of one server wait for each other, all others overlap.
+    pub async fn inject(&self, fault: Fault) -> Result<(), String> {
+        match fault {
+            Fault::RelayKill => self.fleet.kill9().await,
+            Fault::RelayKillTwice { after_ms } => self.fleet.kill9_twice(ms(after_ms)).await,
+            Fault::RelayTerminate => self.fleet.terminate().await,
+            Fault::RelayPause { for_ms, .. } => self.fleet.pause(ms(for_ms)).await,
+            Fault::SecondRelay { for_ms, killed } => self.fleet.second(ms(for_ms), killed).await,
+            Fault::RelaySessions => self.terminate_sessions().await,
+            Fault::BrokerKill { down_ms } => {
+                let mut kafka = self.kafka.lock().await;
+                kafka.kill9().await.map_err(text)?;
+                sleep(ms(down_ms)).await;
+                kafka.start().await.map_err(text)?;
+            }
+            Fault::BrokerRestart { down_ms } => {
+                let mut kafka = self.kafka.lock().await;
+                kafka.stop().await.map_err(text)?;
+                sleep(ms(down_ms)).await;
+                kafka.start().await.map_err(text)?;
+            }
+            Fault::BrokerPause { for_ms } => {
+                let mut kafka = self.kafka.lock().await;
+                kafka.sigstop().await.map_err(text)?;
+                sleep(ms(for_ms)).await;
+                kafka.sigcont().await.map_err(text)?;
+            }
+            Fault::PostgresKill { rollbacks, down_ms } => {
+                let mut postgres = self.postgres.lock().await;
+                self.roll_back(rollbacks).await;
+                postgres.kill9().await.map_err(text)?;
+                sleep(ms(down_ms)).await;
+                postgres.start().await.map_err(text)?;
+            }
+            Fault::PostgresRestart { down_ms } => {
+                let mut postgres = self.postgres.lock().await;
+                postgres.stop_fast().await.map_err(text)?;
+                sleep(ms(down_ms)).await;
+                postgres.start().await.map_err(text)?;
+            }
+            Fault::PostgresPause { for_ms } => {
+                let mut postgres = self.postgres.lock().await;
+                postgres.sigstop().await.map_err(text)?;
+                sleep(ms(for_ms)).await;
+                postgres.sigcont().await.map_err(text)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Statements that are not done in time are given up: the server may be away.
+    async fn try_sql(&self, statements: &str) {
+        let done = async {
+            if let Ok(client) = self.database.database().connect().await {
+                let _ = client.batch_execute(statements).await;
+            }
+        };
+        let _ = timeout(Duration::from_secs(3), done).await;
+    }
+
+    async fn terminate_sessions(&self) {
+        self.try_sql(
+            "select pg_terminate_backend(pid) from pg_stat_activity
+             where application_name in ('relay', 'outbox-relay lease') and random() < 0.6",
+        )
+        .await;
+    }
+
+    async fn roll_back(&self, transactions: u64) {
+        let never = "begin; select outbox.publish('never', 'k', 'no'); rollback;";
+        self.try_sql(&never.repeat(usize::try_from(transactions).unwrap_or(0)))
+            .await;
+    }
+
+    /// Ends the servers in an orderly way, so that their folders can be looked at.
+    pub async fn end_servers(&self) {
+        let _ = self.postgres.lock().await.stop_fast().await;
+        let _ = self.kafka.lock().await.stop().await;
+    }
+}
+
+async fn create_topics(brokers: &str) {
+    let admin: AdminClient<DefaultClientContext> = ClientConfig::new()
+        .set("bootstrap.servers", brokers)
+        .create()
+        .expect("an admin client");
+    let names = Stage::topics();
+    let positions = format!("outbox-relay.position.{NAME}");
+    let replication = || TopicReplication::Fixed(1);
+    let mut topics: Vec<_> = names
+        .iter()
+        .map(|name| NewTopic::new(name, PARTITIONS, replication()))
+        .collect();
+    topics.push(
+        NewTopic::new(&positions, 1, replication())
+            .set("cleanup.policy", "compact")
+            .set("min.compaction.lag.ms", POSITION_LAG_MS),
+    );
+    let made = admin
+        .create_topics(&topics, &AdminOptions::new())
+        .await
+        .expect("an answer about topics");
+    for topic in made {
+        topic.expect("a topic");
+    }
+}
+
+fn ms(number: u64) -> Duration {
+    Duration::from_millis(number)
+}
+
+fn text(error: impl ToString) -> String {
+    error.to_string()
+}
+
+/// Milliseconds since 1970, to compare with the timestamps of records.
+pub fn epoch_ms() -> i64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
