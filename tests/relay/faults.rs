@@ -3,55 +3,14 @@
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use outbox_relay::ledger::Report;
 use outbox_relay::servers::PostgresVersion;
 use tokio::time::sleep;
 
 use crate::support::process::RelayOf;
-use crate::support::scan::check;
+use crate::support::scene::{Scene, clean};
 use crate::support::servers::{TestDatabase, own_kafka, own_postgres, shared};
-use crate::support::writers::{Load, Writers, finish_prepared, ledger};
-use crate::support::{unique, until, within};
-
-/// One database, its topics and its relay.
-pub struct Scene {
-    pub database: TestDatabase,
-    pub prefix: String,
-    pub relay: RelayOf,
-}
-
-impl Scene {
-    pub async fn new() -> Self {
-        Self::on(TestDatabase::new().await).await
-    }
-
-    async fn on(database: TestDatabase) -> Self {
-        let name = unique("relay");
-        let relay = RelayOf::new(&name, &database).await;
-        Self {
-            database,
-            prefix: format!("{name}-topic"),
-            relay,
-        }
-    }
-
-    /// Publishes what is left, and checks.
-    pub async fn check(&self) -> Report {
-        let client = self.database.connect().await;
-        finish_prepared(&client, &self.database.name).await;
-        self.relay.catch_up().await;
-        let ledger = ledger(&self.database).await;
-        check(&self.relay.brokers, &self.prefix, &self.relay.name, ledger).await
-    }
-}
-
-pub fn clean(report: &Report, transactions_min: u64) {
-    assert!(report.is_clean(), "{report}");
-    assert!(
-        report.transactions >= transactions_min,
-        "too little happened to prove anything: {report}"
-    );
-}
+use crate::support::writers::{Load, Writers};
+use crate::support::{until, within};
 
 #[test]
 fn two_hundred_writers_with_inversions_savepoints_prepared_and_a_long_transaction() {

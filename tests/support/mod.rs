@@ -4,6 +4,7 @@
 
 pub mod process;
 pub mod scan;
+pub mod scene;
 pub mod servers;
 pub mod writers;
 
