@@ -7,8 +7,8 @@ use nix::sys::signal::Signal;
 use outbox_relay::crash_point::CRASH_POINTS;
 use tokio::process::Command;
 
-use super::faults::{Scene, clean};
 use crate::support::process::BINARY;
+use crate::support::scene::{Scene, clean};
 use crate::support::within;
 use crate::support::writers::{Load, Writers};
 

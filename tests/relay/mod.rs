@@ -5,4 +5,5 @@ mod commands;
 mod crash_points;
 mod faults;
 mod settings;
+mod stale_frames;
 mod standby;

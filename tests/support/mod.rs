@@ -2,7 +2,9 @@
 
 #![allow(dead_code, reason = "the tests and the soak use different parts of it")]
 
+pub mod local;
 pub mod process;
+pub mod proxy;
 pub mod scan;
 pub mod scene;
 pub mod servers;

@@ -1,0 +1,15 @@
+//! Proxies on loopback that stand between the relay and its servers and do what networks do.
+//!
+//! [`TcpProxy`] passes bytes; [`KafkaProxy`] knows requests and replies, so that a test says which one is held, lost or
+//! cut off. Both have [`Weather`]: latency, a throttle, a black hole. No test macros here and nothing of the rest of the
+//! tests, so that other binaries include this folder by path.
+
+mod frame;
+mod kafka;
+mod link;
+mod tcp;
+
+pub use frame::Api;
+pub use kafka::{Act, At, KafkaProxy, Sent};
+pub use link::{Stall, Weather};
+pub use tcp::TcpProxy;
