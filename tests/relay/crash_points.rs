@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use outbox_relay::crash_point::CRASH_POINTS;
 use tokio::process::Command;
 
-use crate::support::process::BINARY;
+use crate::support::process::binary;
 use crate::support::scene::{Scene, clean};
 use crate::support::within;
 use crate::support::writers::{Load, Writers};
@@ -80,7 +80,7 @@ fn a_dry_run_of_adopt_sees_the_last_position_beside_an_open_transaction() {
         armed.crash_at = Some("kafka.flush:2".into());
         let status = armed.start().await.ended().await;
         assert_eq!(status.signal(), Some(Signal::SIGKILL as i32));
-        let adopt = Command::new(BINARY)
+        let adopt = Command::new(binary())
             .args(["adopt", "--name", &armed.name])
             .args(["--database-url", &armed.database_url])
             .args(["--kafka-brokers", &armed.brokers])

@@ -8,6 +8,7 @@
 )]
 
 mod fleet;
+mod network;
 mod order;
 mod plan;
 mod program;

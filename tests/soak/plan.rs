@@ -33,6 +33,30 @@ pub enum Fault {
     PostgresRestart { down_ms: u64 },
     /// SIGSTOP and SIGCONT to all processes of PostgreSQL.
     PostgresPause { for_ms: u64 },
+    /// All connections between relays and one server are reset.
+    NetworkReset(Link),
+    /// Nothing comes through between relays and one server; then all of it does.
+    NetworkStall { link: Link, for_ms: u64 },
+    /// The broker carries a request out, and its reply is lost with the connection, or in silence.
+    ReplyLost { of: Asked, silently: bool },
+    /// A commit is held until its client has given it up and is in its next transaction; then the broker gets it, or the
+    /// abort that a client could have sent in its place.
+    LateEndTxn { as_abort: bool },
+}
+
+/// A way from the relays to a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Link {
+    Kafka,
+    Postgres,
+}
+
+/// A request of the relay to the broker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    Produce,
+    EndTxn,
+    InitProducerId,
 }
 
 /// How long a relay stands still.
@@ -73,6 +97,29 @@ impl Fault {
             Self::PostgresKill { .. } => "PostgreSQL: kill -9",
             Self::PostgresRestart { .. } => "PostgreSQL: restart",
             Self::PostgresPause { .. } => "PostgreSQL: stopped for a while",
+            Self::NetworkReset(Link::Kafka) => "network: connections to Kafka reset",
+            Self::NetworkReset(Link::Postgres) => "network: connections to PostgreSQL reset",
+            Self::NetworkStall {
+                link: Link::Kafka, ..
+            } => "network: black hole before Kafka",
+            Self::NetworkStall {
+                link: Link::Postgres,
+                ..
+            } => "network: black hole before PostgreSQL",
+            Self::ReplyLost {
+                of: Asked::Produce, ..
+            } => "network: reply to Produce lost",
+            Self::ReplyLost {
+                of: Asked::EndTxn, ..
+            } => "network: reply to EndTxn lost",
+            Self::ReplyLost {
+                of: Asked::InitProducerId,
+                ..
+            } => "network: reply to InitProducerId lost",
+            Self::LateEndTxn { as_abort: false } => {
+                "network: commit held into the next transaction"
+            }
+            Self::LateEndTxn { as_abort: true } => "network: abort held into the next transaction",
         }
     }
 
@@ -97,7 +144,7 @@ type Draw = fn(&mut Rng) -> Fault;
 
 /// How often in an hour, and how one is drawn. A new kind of fault is a variant, an arm in `kind`, a line here, and an
 /// arm in `Stage::inject`.
-const RATES: [(u64, Draw); 14] = [
+const RATES: [(u64, Draw); 23] = [
     (330, |_| Fault::RelayKill),
     (40, |rng| Fault::RelayKillTwice {
         after_ms: rng.u64(0..500),
@@ -132,7 +179,24 @@ const RATES: [(u64, Draw); 14] = [
     (16, |rng| Fault::PostgresPause {
         for_ms: rng.u64(500..8_000),
     }),
+    (24, |_| Fault::NetworkReset(Link::Kafka)),
+    (24, |_| Fault::NetworkReset(Link::Postgres)),
+    (12, |rng| stall(Link::Kafka, rng.u64(500..14_000))),
+    (12, |rng| stall(Link::Postgres, rng.u64(500..6_000))),
+    (16, |rng| lost(Asked::Produce, rng.bool())),
+    (24, |rng| lost(Asked::EndTxn, rng.bool())),
+    (12, |rng| lost(Asked::InitProducerId, rng.bool())),
+    (12, |_| Fault::LateEndTxn { as_abort: false }),
+    (12, |_| Fault::LateEndTxn { as_abort: true }),
 ];
+
+fn stall(link: Link, for_ms: u64) -> Fault {
+    Fault::NetworkStall { link, for_ms }
+}
+
+fn lost(of: Asked, silently: bool) -> Fault {
+    Fault::ReplyLost { of, silently }
+}
 
 fn pause(pause: Pause, for_ms: u64) -> Fault {
     Fault::RelayPause { pause, for_ms }

@@ -10,6 +10,7 @@ use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
 
 use crate::fleet::{Fleet, Violations};
+use crate::network::Network;
 use crate::plan::Fault;
 use crate::support::process::RelayOf;
 use crate::support::servers::{TestDatabase, own, own_kafka, own_postgres};
@@ -32,6 +33,8 @@ pub struct Stage {
     pub database: TestDatabase,
     pub brokers: String,
     pub fleet: Fleet,
+    /// Between the relays and both servers. Writers and checks go past it.
+    network: Network,
 }
 
 impl Stage {
@@ -50,12 +53,14 @@ impl Stage {
             "--batch-events-max",
             BATCH_EVENTS_MAX,
         ];
+        let network = Network::before(&brokers, &database.url).await;
         let relay = RelayOf {
             name: NAME.to_owned(),
             // Its sessions are told from the writers' by this name.
-            database_url: format!("{}?application_name=relay", database.url),
-            brokers: brokers.clone(),
+            database_url: format!("{}?application_name=relay", network.database_url),
+            brokers: network.kafka.brokers(),
             more: more.map(str::to_owned).into(),
+            crash_at: None,
         };
         Self {
             postgres: Mutex::new(postgres),
@@ -63,6 +68,7 @@ impl Stage {
             database,
             brokers,
             fleet: Fleet::start(relay, own().folder(), violations),
+            network,
         }
     }
 
@@ -131,6 +137,10 @@ impl Stage {
                 sleep(ms(for_ms)).await;
                 postgres.sigcont().await.map_err(text)?;
             }
+            Fault::NetworkReset(link) => self.network.reset(link),
+            Fault::NetworkStall { link, for_ms } => self.network.stall(link, ms(for_ms)).await,
+            Fault::ReplyLost { of, silently } => self.network.lose_reply(of, silently).await,
+            Fault::LateEndTxn { as_abort } => self.network.late_end_txn(as_abort).await,
         }
         Ok(())
     }

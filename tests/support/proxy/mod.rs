@@ -4,6 +4,11 @@
 //! cut off. Both have [`Weather`]: latency, a throttle, a black hole. No test macros here and nothing of the rest of the
 //! tests, so that other binaries include this folder by path.
 
+#![allow(
+    unused_imports,
+    reason = "the tests and the soak use different parts of it"
+)]
+
 mod frame;
 mod kafka;
 mod link;
