@@ -25,6 +25,13 @@ pub fn build_relay() -> Result<(), String> {
     if !cfg!(debug_assertions) {
         build.arg("--release");
     }
+    // What cargo told us about this package would make build scripts run again that look at it.
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy();
+        if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
+            build.env_remove(&*name);
+        }
+    }
     let status = build
         .status()
         .map_err(|error| format!("cargo can't be run: {error}"))?;

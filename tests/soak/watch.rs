@@ -5,9 +5,8 @@ use std::time::Duration;
 
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::{Offset, TopicPartitionList};
-use serde::Deserialize;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -30,11 +29,6 @@ struct State {
     newest_ms: i64,
     last_at: Instant,
     longest_silence: Duration,
-}
-
-#[derive(Deserialize)]
-struct Payload {
-    version: u64,
 }
 
 impl Watch {
@@ -81,9 +75,8 @@ impl Watch {
 
     fn take(&self, message: &BorrowedMessage<'_>) {
         let key = String::from_utf8_lossy(message.key().unwrap_or_default());
-        let payload: Option<Payload> =
-            serde_json::from_slice(message.payload().unwrap_or_default()).ok();
-        let version = payload.map_or(0, |payload| payload.version);
+        // One that has no version breaks the order.
+        let version = version(message).unwrap_or(0);
         let mut state = self.lock();
         let (topic, partition, offset) = (message.topic(), message.partition(), message.offset());
         if !state.order.take(topic, partition, offset, &key, version) {
@@ -133,4 +126,11 @@ impl Watch {
         }
         Some(from.elapsed())
     }
+}
+
+/// The writers put it into the events' own headers.
+fn version(message: &BorrowedMessage<'_>) -> Option<u64> {
+    let headers = message.headers()?;
+    let value = headers.iter().find(|each| each.key == "version")?.value?;
+    str::from_utf8(value).ok()?.parse().ok()
 }
