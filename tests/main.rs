@@ -9,6 +9,7 @@
 mod support;
 
 mod contracts;
+mod imports;
 mod relay;
 
 #[path = "soak/order.rs"]
