@@ -2,8 +2,11 @@
 
 use std::collections::HashSet;
 use std::process::Output;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use tokio_postgres::Client;
 
 use crate::support::process::RelayOf;
@@ -97,6 +100,51 @@ fn topic_replication_factor_is_what_the_broker_is_asked_for() {
             said.to_lowercase().contains("replication factor") && said.contains("create the topic"),
             "{said}"
         );
+    });
+}
+
+#[test]
+fn route_and_topic_partitions_shape_the_topic_that_is_made() {
+    within(90, async {
+        let database = TestDatabase::new().await;
+        let kind = unique("kind");
+        let insert = "insert into outbox.events (aggregate_type, payload) values ($1, 'routed')";
+        let client = database.connect().await;
+        client.execute(insert, &[&kind]).await.unwrap();
+        let relay = RelayOf::new(&unique("relay"), &database).await.with(&[
+            "--route",
+            "mine.{aggregate_type}.events",
+            "--topic-partitions",
+            "5",
+        ]);
+        relay.catch_up().await;
+        let (brokers, topic) = (relay.brokers, format!("mine.{kind}.events"));
+        assert_eq!(records(&brokers, &topic).await.len(), 1);
+        let partitions = tokio::task::spawn_blocking(move || {
+            let mut config = ClientConfig::new();
+            let consumer: BaseConsumer = config.set("bootstrap.servers", brokers).create().unwrap();
+            let metadata = consumer.fetch_metadata(Some(&topic), Duration::from_secs(10));
+            metadata.unwrap().topics()[0].partitions().len()
+        });
+        assert_eq!(partitions.await.unwrap(), 5);
+    });
+}
+
+#[test]
+fn kafka_property_reaches_the_client() {
+    within(90, async {
+        let database = TestDatabase::new().await;
+        let client = database.connect().await;
+        publish(&client, &unique("topic"), &"x".repeat(5_000)).await;
+        let relay = RelayOf::new(&unique("relay"), &database).await;
+        let small = relay.clone().with(&[
+            "--until-caught-up",
+            "--kafka-property",
+            "message.max.bytes=2000",
+        ]);
+        let output = small.command().output().await.unwrap();
+        assert_eq!(output.status.code(), Some(4), "{output:?}");
+        relay.catch_up().await;
     });
 }
 
