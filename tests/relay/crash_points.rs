@@ -62,9 +62,10 @@ async fn dies_at(point: &'static str) {
             "{point}:{pass}: {status}"
         );
     }
-    writers.more(10).await;
+    // Some transactions undo all that they did, so fewer have events.
+    writers.more(20).await;
     writers.stop().await;
-    clean(&scene.check().await, 10);
+    clean(&scene.check().await, 5);
 }
 
 #[test]
