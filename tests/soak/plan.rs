@@ -23,8 +23,6 @@ pub enum Fault {
     RelaySessions,
     /// SIGKILL to the broker.
     BrokerKill { down_ms: u64 },
-    /// SIGTERM to the broker.
-    BrokerRestart { down_ms: u64 },
     /// SIGSTOP and SIGCONT to the broker: connections stay open and silent.
     BrokerPause { for_ms: u64 },
     /// SIGKILL to PostgreSQL, right after transactions that rolled back, so that it gives their ids out again.
@@ -92,7 +90,6 @@ impl Fault {
             Self::SecondRelay { .. } => "relay: a second one comes and goes",
             Self::RelaySessions => "relay: sessions terminated",
             Self::BrokerKill { .. } => "broker: kill -9",
-            Self::BrokerRestart { .. } => "broker: restart",
             Self::BrokerPause { .. } => "broker: stopped for a while",
             Self::PostgresKill { .. } => "PostgreSQL: kill -9",
             Self::PostgresRestart { .. } => "PostgreSQL: restart",
@@ -144,7 +141,11 @@ type Draw = fn(&mut Rng) -> Fault;
 
 /// How often in an hour, and how one is drawn. A new kind of fault is a variant, an arm in `kind`, a line here, and an
 /// arm in `Stage::inject`.
-const RATES: [(u64, Draw); 23] = [
+///
+/// No orderly shutdown of the broker: it is the only one, and while it leaves, its partitions have no leader. Its
+/// coordinator then takes a transaction for ended without writing the markers, and `read_committed` stands still for
+/// good (measured, Kafka 4.3.1, `describeProducers`: an open transaction of an epoch that the coordinator has long left).
+const RATES: [(u64, Draw); 22] = [
     (330, |_| Fault::RelayKill),
     (40, |rng| Fault::RelayKillTwice {
         after_ms: rng.u64(0..500),
@@ -161,9 +162,6 @@ const RATES: [(u64, Draw); 23] = [
     }),
     (40, |_| Fault::RelaySessions),
     (36, |rng| Fault::BrokerKill {
-        down_ms: rng.u64(0..3_000),
-    }),
-    (8, |rng| Fault::BrokerRestart {
         down_ms: rng.u64(0..3_000),
     }),
     (16, |rng| Fault::BrokerPause {

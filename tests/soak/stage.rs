@@ -106,12 +106,6 @@ impl Stage {
                 sleep(ms(down_ms)).await;
                 kafka.start().await.map_err(text)?;
             }
-            Fault::BrokerRestart { down_ms } => {
-                let mut kafka = self.kafka.lock().await;
-                kafka.stop().await.map_err(text)?;
-                sleep(ms(down_ms)).await;
-                kafka.start().await.map_err(text)?;
-            }
             Fault::BrokerPause { for_ms } => {
                 let mut kafka = self.kafka.lock().await;
                 kafka.sigstop().await.map_err(text)?;
