@@ -239,10 +239,15 @@ impl Servers {
         self.reaper.gone(pid);
     }
 
+    /// Has the folder stay when the servers end, as evidence of what went wrong.
+    pub fn leave_folder(&self) {
+        self.reaper.leave_folder();
+    }
+
     /// Leaves everything running and the folder in place; returns what a person needs to reach the
     /// servers and to end them later, one item per line. Adopted processes stay, too.
     #[must_use]
-    pub fn keep(&self) -> String {
+    pub fn keep(self) -> String {
         let mut lines = std::mem::take(&mut *lock(&self.notes));
         lines.push(format!("data and logs in {}", self.folder.display()));
         let mut commands = Vec::new();

@@ -88,6 +88,11 @@ impl Reaper {
         }
     }
 
+    /// The folder is left in place at the end, for a person to look at.
+    pub(super) fn leave_folder(&self) {
+        self.tell("folder-stays", "-");
+    }
+
     /// Dismisses the reaper: it ends without touching anything.
     pub(super) fn keep(&self) -> Kept {
         self.tell("keep", "-");

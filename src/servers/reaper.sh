@@ -1,5 +1,6 @@
-# Reads "word id" lines; when they end, kills what is on the list and removes the folder $1.
+# Reads "word id" lines; when they end, kills what is on the list and removes the folder $1, unless told to leave it.
 folder=$1
+folder_stays=
 postmasters=
 others=
 containers=
@@ -49,6 +50,7 @@ while read -r word id; do
             postmasters=$(without "$postmasters" "$id")
             others=$(without "$others" "$id")
             ;;
+        folder-stays) folder_stays=yes ;;
         keep) exit 0 ;;
     esac
 done
@@ -63,4 +65,5 @@ if ! ended 80 "$postmasters $others"; then
     ended 20 "$postmasters"
 fi
 wait
+[ -n "$folder_stays" ] && exit 0
 rm -rf -- "$folder" || { sleep 1; rm -rf -- "$folder"; }

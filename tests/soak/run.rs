@@ -47,7 +47,7 @@ pub async fn run(args: Args) -> bool {
     end.unwrap_or_else(|error| {
         println!("the run could not be finished: {error}");
         if error.is_panic() {
-            println!("{}", own().keep());
+            keep_evidence();
         }
         false
     })
@@ -222,11 +222,16 @@ impl Run {
         }
         let clean = self.outcome.is_clean();
         if !clean {
-            self.stage.end_servers().await;
-            println!("{}", own().keep());
+            keep_evidence();
         }
         clean
     }
+}
+
+fn keep_evidence() {
+    own().leave_folder();
+    let folder = own().folder().display();
+    println!("the servers' data and logs and the relays' logs stay in {folder}");
 }
 
 /// Injects one fault, heals it, and waits for a new event.

@@ -162,12 +162,6 @@ impl Stage {
         self.try_sql(&never.repeat(usize::try_from(transactions).unwrap_or(0)))
             .await;
     }
-
-    /// Ends the servers in an orderly way, so that their folders can be looked at.
-    pub async fn end_servers(&self) {
-        let _ = self.postgres.lock().await.stop_fast().await;
-        let _ = self.kafka.lock().await.stop().await;
-    }
 }
 
 async fn create_topics(brokers: &str) {
