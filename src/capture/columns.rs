@@ -101,7 +101,7 @@ impl Statements {
     }
 }
 
-/// In the order in which `table.rs` reads them.
+/// In the order in which `table/rows.rs` reads them.
 fn select_list(
     table: &str,
     columns: &Columns,

@@ -1,0 +1,430 @@
+//! Capture from the outbox table, by snapshot difference. Needs no slot, no `wal_level`, no superuser.
+//!
+//! A *window* is what a new snapshot sees and the position's snapshot did not. Its transactions are listed once, by a
+//! cursor, in order of `max(seq)`; the rows of each batch are then read by transaction id, through the one index. A
+//! window that is larger than a batch is cut between transactions; the position names the window until it is done.
+//!
+//! Here are the decisions; `shell` is what they ask of a database, `postgres` the one of production, `rows` makes events
+//! of its rows, `large` streams a transaction that is too large for memory.
+
+mod large;
+mod postgres;
+mod rows;
+pub mod shell;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use self::large::LargeTransaction;
+pub use self::postgres::{PostgresShell, origin};
+use self::shell::{Opened, Shell};
+pub use super::columns::Columns;
+pub use super::window::{BatchLimits, Planned};
+use super::window::{Cut, assemble, cut};
+use super::{Capture, Start};
+use crate::database::Database;
+use crate::event::{Batch, Slice};
+use crate::fault::Fault;
+use crate::position::{Origin, Position, Snapshot, Window, Xid};
+
+/// Transactions fetched from the plan at a time: ids and sizes only, 32 bytes each.
+const PLAN_ROWS: u64 = 5_000;
+/// An open window pins the server's xmin, so it is closed after this time and opened again from the position.
+const WINDOW_OPEN_MAX: Duration = Duration::from_secs(10);
+/// How long WAL may take to be flushed by itself before a synchronous commit of ours nudges it.
+const FLUSH_PATIENCE: Duration = Duration::from_millis(5);
+
+/// Settings of a [`TableCapture`].
+#[derive(Clone, Debug)]
+pub struct TableSettings {
+    /// Name of the relay, for `outbox.relay`.
+    pub name: String,
+    /// Host and process, for `outbox.relay.lease_holder`.
+    pub instance: String,
+    /// Whether the relay is registered in `outbox.relay`. A dry run into memory is not: it keeps no position.
+    pub registers: bool,
+    /// `schema.table`.
+    pub table: String,
+    /// Its columns.
+    pub columns: Columns,
+    /// Topic of rows without one; `{aggregate_type}` stands for the row's.
+    pub route: String,
+    /// Limits of a batch.
+    pub batch: BatchLimits,
+    /// How long the first transaction of a window waits for others to join its batch; more of them share the cost of one
+    /// Kafka transaction.
+    pub linger: Duration,
+    /// Time between two looks, when there was something.
+    pub poll_min: Duration,
+    /// Time between two looks, when there was nothing for long.
+    pub poll_max: Duration,
+}
+
+/// See the module's text.
+pub struct TableCapture<S = PostgresShell> {
+    settings: TableSettings,
+    shell: S,
+    session: Option<Session>,
+    poll: Duration,
+}
+
+/// What holds for as long as the reading connection lives.
+struct Session {
+    origin: Origin,
+    window: Option<OpenWindow>,
+    /// A transaction may be open on the connection: set before BEGIN, so that a cancelled call is cleaned up.
+    in_transaction: bool,
+    /// The snapshot in which nothing was found, and the position that looked.
+    nothing_at: Option<(Snapshot, Position)>,
+}
+
+/// A window with its plan under way.
+struct OpenWindow {
+    seen: Snapshot,
+    until: Snapshot,
+    /// Opened anew at the server's present, not resumed in its middle.
+    fresh: bool,
+    planned: VecDeque<Planned>,
+    plan_exhausted: bool,
+    opened: Instant,
+    stands_at: Position,
+}
+
+impl TableCapture {
+    /// Connects at the first call of [`Capture::next`] or [`Capture::genesis`].
+    ///
+    /// # Errors
+    /// [`Fault::Setting`] if the route template or the table's name can't be used.
+    pub fn new(settings: TableSettings, database: &Database) -> Result<Self, Fault> {
+        if settings.table.split('.').count() != 2 || settings.table.split('.').any(str::is_empty) {
+            return Err(Fault::Setting(format!(
+                "table {:?} is not usable; it would look like outbox.events",
+                settings.table
+            )));
+        }
+        let shell = PostgresShell::new(settings.clone(), database)?;
+        Ok(Self::with_shell(settings, shell))
+    }
+}
+
+impl<S: Shell> TableCapture<S> {
+    /// A capture over another shell, for a simulator.
+    pub fn with_shell(settings: TableSettings, shell: S) -> Self {
+        let poll = settings.poll_min;
+        Self {
+            settings,
+            shell,
+            session: None,
+            poll,
+        }
+    }
+
+    async fn reading(&mut self) -> Result<Reading<'_, S>, Fault> {
+        let live = match self.session.take() {
+            Some(session) if self.shell.is_connected() => session,
+            _ => Session::open(&self.settings, &mut self.shell).await?,
+        };
+        Ok(Reading {
+            settings: &self.settings,
+            shell: &mut self.shell,
+            session: self.session.insert(live),
+        })
+    }
+
+    async fn look(&mut self, after: &Position) -> Result<Option<Batch>, Fault> {
+        let batch = self.reading().await?.look(after).await;
+        if batch.is_err() {
+            // A failed statement leaves the connection in a state that is not worth knowing.
+            self.session = None;
+            self.shell.disconnect();
+        }
+        batch
+    }
+}
+
+impl<S: Shell> Capture for TableCapture<S> {
+    async fn genesis(&mut self, start: Start) -> Result<Position, Fault> {
+        let mut reading = self.reading().await?;
+        let name = &reading.settings.name;
+        if reading.settings.registers && registered(reading.settings, reading.shell).await? {
+            return Err(Fault::Refused(format!(
+                "relay {name} is registered in outbox.relay but has no position in Kafka: its position topic was deleted or this is \
+                 another Kafka cluster; restore the topic, or, if all may be published again, delete the row of {name} from outbox.relay"
+            )));
+        }
+        let seen = match start {
+            Start::Beginning => Snapshot::empty(),
+            Start::Now => reading.present().await?,
+        };
+        Ok(Position::at(reading.session.origin.clone(), seen))
+    }
+
+    async fn next(&mut self, after: &Position) -> Result<Option<Batch>, Fault> {
+        let mut batch = self.look(after).await?;
+        if batch.is_none() {
+            sleep(self.poll).await;
+            batch = self.look(after).await?;
+        }
+        self.poll = match batch {
+            Some(_) => self.settings.poll_min,
+            None => (self.poll * 2).min(self.settings.poll_max),
+        };
+        Ok(batch)
+    }
+
+    async fn acknowledge(&mut self, position: &Position) -> Result<(), Fault> {
+        if !self.settings.registers {
+            return Ok(());
+        }
+        self.shell.acknowledge(position).await
+    }
+}
+
+/// Whether the name is registered for the table; a conflict with another name or table is a fault.
+async fn registered<S: Shell>(settings: &TableSettings, shell: &mut S) -> Result<bool, Fault> {
+    let (name, table) = (&settings.name, &settings.table);
+    let known = shell.registrations().await?;
+    for registration in &known {
+        if registration.name != *name {
+            return Err(served_by_another(table, &registration.name));
+        }
+        if registration.table != *table {
+            return Err(Fault::Refused(format!(
+                "relay {name} serves table {}; give the relay of {table} another --name",
+                registration.table
+            )));
+        }
+    }
+    Ok(!known.is_empty())
+}
+
+fn served_by_another(table: &str, name: &str) -> Fault {
+    Fault::Refused(format!(
+        "table {table} is served by another relay than this one (registered: {name}); one name serves a table: use it, \
+         or take over with `outbox-relay adopt --from {name}`"
+    ))
+}
+
+impl Session {
+    async fn open<S: Shell>(settings: &TableSettings, shell: &mut S) -> Result<Self, Fault> {
+        let origin = shell.connect().await?;
+        if settings.registers {
+            registered(settings, shell).await?;
+        }
+        if let Some(xid) = shell.foreign().await? {
+            return Err(Fault::Refused(format!(
+                "table {} holds rows of transaction {xid}, which this server has not reached: they came from another cluster \
+                 (a restored dump, logical replication); publish or remove them, see the README, \"Rows of another cluster\"",
+                settings.table
+            )));
+        }
+        Ok(Self {
+            origin,
+            window: None,
+            in_transaction: false,
+            nothing_at: None,
+        })
+    }
+}
+
+/// A session with the connection that it holds for.
+///
+/// Cancellation: what an await may leave behind is an open transaction, which `in_transaction` remembers; a window is
+/// kept only from one finished call to the next.
+struct Reading<'a, S> {
+    settings: &'a TableSettings,
+    shell: &'a mut S,
+    session: &'a mut Session,
+}
+
+impl<S: Shell> Reading<'_, S> {
+    /// All that is committed and durable now, as a position may claim it.
+    async fn present(&mut self) -> Result<Snapshot, Fault> {
+        self.begin().await?;
+        let opened = self.shell.open(&Snapshot::empty()).await?;
+        self.end().await?;
+        self.durable(&opened.written).await?;
+        Ok(opened.snapshot.trimmed(&Snapshot::empty(), opened.highest))
+    }
+
+    async fn look(&mut self, after: &Position) -> Result<Option<Batch>, Fault> {
+        let usable = self
+            .session
+            .window
+            .as_ref()
+            .is_some_and(|w| w.stands_at == *after && w.opened.elapsed() < WINDOW_OPEN_MAX);
+        if !usable {
+            self.end().await?;
+            self.session.window = self.open_window(after).await?;
+        }
+        // Taken out while it is used: a cancelled call leaves no window behind, and the next one opens it anew.
+        let Some(mut window) = self.session.window.take() else {
+            return Ok(None);
+        };
+        let Some(batch) = self.next_batch(&mut window).await? else {
+            return Ok(None);
+        };
+        if window.stands_at.window.is_some() {
+            self.session.window = Some(window);
+        } else {
+            self.end().await?;
+        }
+        Ok(Some(batch))
+    }
+
+    /// `None` if there is nothing after the position.
+    async fn open_window(&mut self, after: &Position) -> Result<Option<OpenWindow>, Fault> {
+        let resumed = after.window.as_ref();
+        if resumed.is_none() && self.unchanged(after).await? {
+            return Ok(None);
+        }
+        let mut opened = self.open(after).await?;
+        if resumed.is_none() && !self.settings.linger.is_zero() && opened.found() {
+            self.end().await?;
+            sleep(self.settings.linger).await;
+            opened = self.open(after).await?;
+        }
+        self.session.origin.accepts(after, opened.snapshot.xmax())?;
+        if resumed.is_none() && !opened.found() {
+            self.end().await?;
+            self.session.nothing_at = Some((opened.snapshot, after.clone()));
+            return Ok(None);
+        }
+        let (until, last_seq) = match resumed {
+            Some(window) => (window.until.clone(), window.last_seq),
+            None => (
+                opened.snapshot.trimmed(&after.seen, opened.highest),
+                i64::MIN + 1,
+            ),
+        };
+        self.shell.plan(&after.seen, &until, last_seq).await?;
+        self.durable(&opened.written).await?;
+        Ok(Some(OpenWindow {
+            seen: after.seen.clone(),
+            until,
+            fresh: resumed.is_none(),
+            planned: VecDeque::new(),
+            plan_exhausted: false,
+            opened: Instant::now(),
+            stands_at: after.clone(),
+        }))
+    }
+
+    /// Idle cost: one statement that touches no table.
+    async fn unchanged(&mut self, after: &Position) -> Result<bool, Fault> {
+        match &self.session.nothing_at {
+            Some((snapshot, position)) if position == after => {
+                Ok(self.shell.snapshot().await? == *snapshot)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    async fn next_batch(&mut self, window: &mut OpenWindow) -> Result<Option<Batch>, Fault> {
+        let origin = self.session.origin.clone();
+        self.fetch_plan(window).await?;
+        let Some(cut) = cut(&mut window.planned, self.settings.batch) else {
+            // Only a resumed window can turn out empty: its rows were deleted. It is done.
+            window.stands_at = Position::at(origin, window.until.clone());
+            return Ok(
+                (!window.fresh).then(|| Batch::of(Vec::new(), window.stands_at.clone(), false))
+            );
+        };
+        self.fetch_plan(window).await?;
+        let last = match &cut {
+            Cut::Whole(whole) => whole.last().map_or(0, |planned| planned.last_seq),
+            Cut::Large(one) => one.last_seq,
+        };
+        let done = window.plan_exhausted && window.planned.is_empty();
+        window.stands_at = match done {
+            true => Position::at(origin, window.until.clone()),
+            false => Position {
+                origin,
+                seen: window.seen.clone(),
+                window: Some(Window {
+                    until: window.until.clone(),
+                    last_seq: last,
+                }),
+            },
+        };
+        let (after, catches_up) = (window.stands_at.clone(), done && window.fresh);
+        Ok(Some(match cut {
+            Cut::Whole(whole) => Batch::of(self.read_whole(&whole).await?, after, catches_up),
+            Cut::Large(one) => {
+                let rest = LargeTransaction::new(
+                    self.shell.pages(),
+                    tx_id(&self.session.origin, one.xid),
+                    one,
+                    self.settings.batch,
+                );
+                Batch::streaming(Box::new(rest), one.events, after, catches_up)
+            }
+        }))
+    }
+
+    /// Fills the plan up to a batch's worth.
+    async fn fetch_plan(&mut self, window: &mut OpenWindow) -> Result<(), Fault> {
+        let enough = self.settings.batch.events_max.min(PLAN_ROWS) + 1;
+        while !window.plan_exhausted && (window.planned.len() as u64) < enough {
+            let planned = self.shell.planned(PLAN_ROWS).await?;
+            window.plan_exhausted = (planned.len() as u64) < PLAN_ROWS;
+            window.planned.extend(planned);
+        }
+        Ok(())
+    }
+
+    async fn read_whole(&mut self, whole: &[Planned]) -> Result<Vec<Slice>, Fault> {
+        let xids: Vec<Xid> = whole.iter().map(|planned| planned.xid).collect();
+        let rows = self.shell.rows(&xids).await?;
+        let transactions = assemble(whole, rows).ok_or_else(|| {
+            Fault::Defect("a snapshot showed other rows than its plan counted".into())
+        })?;
+        Ok(transactions
+            .into_iter()
+            .map(|(xid, events)| Slice {
+                tx_id: tx_id(&self.session.origin, xid),
+                tx_count: events.len() as u64,
+                first_index: 0,
+                events,
+            })
+            .collect())
+    }
+
+    async fn open(&mut self, after: &Position) -> Result<Opened, Fault> {
+        self.begin().await?;
+        self.shell.open(&after.seen).await
+    }
+
+    async fn begin(&mut self) -> Result<(), Fault> {
+        self.session.in_transaction = true;
+        self.shell.begin().await
+    }
+
+    async fn end(&mut self) -> Result<(), Fault> {
+        self.session.window = None;
+        if self.session.in_transaction {
+            self.shell.rollback().await?;
+            self.session.in_transaction = false;
+        }
+        Ok(())
+    }
+
+    /// Waits until all WAL up to `written` is flushed: a visible row of an asynchronous commit can still vanish.
+    async fn durable(&mut self, written: &str) -> Result<(), Fault> {
+        let since = Instant::now();
+        while !self.shell.is_flushed(written).await? {
+            if since.elapsed() >= FLUSH_PATIENCE {
+                self.shell.nudge().await?;
+            }
+            sleep(Duration::from_millis(1)).await;
+        }
+        Ok(())
+    }
+}
+
+fn tx_id(origin: &Origin, xid: Xid) -> Arc<str> {
+    Arc::from(format!("{}-{}-{xid}", origin.system_id, origin.timeline))
+}

@@ -1,0 +1,337 @@
+//! The [`Shell`] of production: PostgreSQL, through a small pool.
+
+use std::collections::BTreeMap;
+use std::pin::pin;
+use std::sync::Arc;
+
+use deadpool_postgres::{Object, Pool};
+use futures_util::TryStreamExt;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, Row};
+
+use super::rows::Route;
+use super::shell::{Opened, Pages, Registration, Shell};
+use super::{TableSettings, served_by_another};
+use crate::capture::columns::Statements;
+use crate::capture::window::Planned;
+use crate::database::Database;
+use crate::event::Event;
+use crate::fault::{Fault, Server};
+use crate::position::{NotASnapshot, Origin, Position, Snapshot, Xid};
+
+type Value<'a> = (&'a (dyn ToSql + Sync), Type);
+
+/// See the module's text.
+pub struct PostgresShell {
+    settings: TableSettings,
+    pool: Pool,
+    connection: Option<Connection>,
+}
+
+/// The reading connection with what was found out on it.
+struct Connection {
+    client: Object,
+    sql: Arc<Statements>,
+    route: Arc<Route>,
+}
+
+impl PostgresShell {
+    /// Connects when it is told to.
+    ///
+    /// # Errors
+    /// [`Fault::Defect`] if the pool can't be built.
+    pub fn new(settings: TableSettings, database: &Database) -> Result<Self, Fault> {
+        Ok(Self {
+            settings,
+            // One for reading, one for a streaming transaction, one for acknowledging.
+            pool: database.pool(3)?,
+            connection: None,
+        })
+    }
+
+    fn connection(&self) -> Result<&Connection, Fault> {
+        self.connection
+            .as_ref()
+            .ok_or_else(|| Fault::Defect("the capture reads without a connection".into()))
+    }
+
+    fn client(&self) -> Result<&Client, Fault> {
+        Ok(&self.connection()?.client)
+    }
+
+    async fn statements(&self, client: &Client) -> Result<Statements, Fault> {
+        let rows = client
+            .query_typed(
+                include_str!("../../../sql/table/columns.sql"),
+                &[(&self.settings.table, Type::TEXT)],
+            )
+            .await?;
+        let mut found = BTreeMap::new();
+        let mut table = self.settings.table.clone();
+        for row in &rows {
+            table = row.try_get(0)?;
+            found.insert(row.try_get::<_, String>(1)?, row.try_get::<_, String>(2)?);
+        }
+        Statements::new(&table, &self.settings.columns, &found)
+    }
+}
+
+impl Shell for PostgresShell {
+    type Pages = PostgresPages;
+
+    fn is_connected(&self) -> bool {
+        (self.connection.as_ref()).is_some_and(|connection| !connection.client.is_closed())
+    }
+
+    async fn connect(&mut self) -> Result<Origin, Fault> {
+        self.connection = None;
+        let client = self.pool.get().await?;
+        let (origin, _) = origin(&client, &self.settings.table).await?;
+        let sql = Arc::new(self.statements(&client).await?);
+        self.connection = Some(Connection {
+            client,
+            sql,
+            route: Arc::new(Route::new(&self.settings.route)),
+        });
+        Ok(origin)
+    }
+
+    fn disconnect(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            drop(Object::take(connection.client));
+        }
+    }
+
+    async fn registrations(&mut self) -> Result<Vec<Registration>, Fault> {
+        let values: [Value; 2] = [
+            (&self.settings.name, Type::TEXT),
+            (&self.settings.table, Type::TEXT),
+        ];
+        let rows = self
+            .client()?
+            .query_typed(include_str!("../../../sql/relay/registered.sql"), &values)
+            .await?;
+        rows.iter()
+            .map(|row| {
+                Ok(Registration {
+                    name: row.try_get(0)?,
+                    table: row.try_get(1)?,
+                })
+            })
+            .collect()
+    }
+
+    async fn foreign(&mut self) -> Result<Option<Xid>, Fault> {
+        let Connection { client, sql, .. } = self.connection()?;
+        let rows = client.query_typed(&sql.foreign, &[]).await?;
+        rows.first().map(|row| xid(row.try_get(0)?)).transpose()
+    }
+
+    async fn begin(&mut self) -> Result<(), Fault> {
+        let begin = "begin isolation level repeatable read read only";
+        Ok(self.client()?.batch_execute(begin).await?)
+    }
+
+    async fn rollback(&mut self) -> Result<(), Fault> {
+        Ok(self.client()?.batch_execute("rollback").await?)
+    }
+
+    async fn snapshot(&mut self) -> Result<Snapshot, Fault> {
+        let row = self
+            .client()?
+            .query_typed_one(include_str!("../../../sql/table/snapshot.sql"), &[])
+            .await?;
+        snapshot(row.try_get(0)?)
+    }
+
+    async fn open(&mut self, seen: &Snapshot) -> Result<Opened, Fault> {
+        let Connection { client, sql, .. } = self.connection()?;
+        let open: Vec<String> = seen.in_progress().iter().map(ToString::to_string).collect();
+        let values: [Value; 2] = [
+            (&seen.xmax().to_string(), Type::TEXT),
+            (&open, Type::TEXT_ARRAY),
+        ];
+        let row = client.query_typed_one(&sql.open, &values).await?;
+        Ok(Opened {
+            snapshot: snapshot(row.try_get(0)?)?,
+            written: row.try_get(1)?,
+            highest: row.try_get::<_, Option<&str>>(2)?.map(xid).transpose()?,
+            late: row.try_get(3)?,
+        })
+    }
+
+    async fn plan(
+        &mut self,
+        seen: &Snapshot,
+        until: &Snapshot,
+        last_seq: i64,
+    ) -> Result<(), Fault> {
+        let Connection { client, sql, .. } = self.connection()?;
+        let declare = sql.plan(seen, until, last_seq);
+        Ok(client.batch_execute(&declare).await?)
+    }
+
+    async fn planned(&mut self, count: u64) -> Result<Vec<Planned>, Fault> {
+        let fetch = format!("fetch forward {count} from plan");
+        let rows = self.client()?.query_typed(&fetch, &[]).await?;
+        rows.iter().map(planned).collect()
+    }
+
+    async fn rows(&mut self, xids: &[Xid]) -> Result<Vec<(Xid, Event)>, Fault> {
+        let Connection { client, sql, route } = self.connection()?;
+        let xids: Vec<String> = xids.iter().map(ToString::to_string).collect();
+        let stream = client
+            .query_typed_raw(&sql.rows, [(xids, Type::TEXT_ARRAY)])
+            .await?;
+        let mut stream = pin!(stream);
+        let mut rows = Vec::new();
+        while let Some(row) = stream.try_next().await? {
+            rows.push((xid(row.try_get(0)?)?, route.event(&row)?));
+        }
+        Ok(rows)
+    }
+
+    async fn is_flushed(&mut self, written: &str) -> Result<bool, Fault> {
+        let flushed = include_str!("../../../sql/table/flushed.sql");
+        let row = self
+            .client()?
+            .query_typed_one(flushed, &[(&written, Type::TEXT)])
+            .await?;
+        Ok(row.try_get(0)?)
+    }
+
+    async fn nudge(&mut self) -> Result<(), Fault> {
+        let client = self.pool.get().await?;
+        let nudge = include_str!("../../../sql/table/nudge.sql");
+        Ok(client.batch_execute(nudge).await?)
+    }
+
+    fn pages(&self) -> PostgresPages {
+        let found = self
+            .connection
+            .as_ref()
+            .map(|connection| (connection.sql.clone(), connection.route.clone()));
+        PostgresPages {
+            pool: self.pool.clone(),
+            found,
+        }
+    }
+
+    async fn acknowledge(&mut self, position: &Position) -> Result<(), Fault> {
+        let client = self.pool.get().await?;
+        let (origin, name) = (&position.origin, &self.settings.name);
+        let json =
+            serde_json::to_string(position).map_err(|error| Fault::Defect(error.to_string()))?;
+        let timeline =
+            i32::try_from(origin.timeline).map_err(|error| Fault::Defect(error.to_string()))?;
+        let values: [Value; 7] = [
+            (name, Type::TEXT),
+            (&origin.table, Type::TEXT),
+            (&origin.capture, Type::TEXT),
+            (&origin.system_id, Type::TEXT),
+            (&timeline, Type::INT4),
+            (&json, Type::TEXT),
+            (&self.settings.instance, Type::TEXT),
+        ];
+        match client
+            .query_typed(include_str!("../../../sql/relay/acknowledge.sql"), &values)
+            .await
+        {
+            Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => {
+                return Err(served_by_another(&origin.table, name));
+            }
+            result => result?,
+        };
+        client
+            .query_typed(
+                include_str!("../../../sql/relay/mark.sql"),
+                &[(name, Type::TEXT), (&json, Type::TEXT)],
+            )
+            .await?;
+        Ok(())
+    }
+}
+
+/// Pages, each on a connection of the pool.
+pub struct PostgresPages {
+    pool: Pool,
+    found: Option<(Arc<Statements>, Arc<Route>)>,
+}
+
+impl Pages for PostgresPages {
+    async fn page(&mut self, xid: Xid, after_seq: i64, events: u64) -> Result<Vec<Event>, Fault> {
+        let Some((sql, route)) = &self.found else {
+            return Err(Fault::Defect("pages without a connection".into()));
+        };
+        let client = self.pool.get().await?;
+        let limit = i64::try_from(events).unwrap_or(i64::MAX);
+        let values: [Value; 3] = [
+            (&xid.to_string(), Type::TEXT),
+            (&after_seq, Type::INT8),
+            (&limit, Type::INT8),
+        ];
+        let rows = client.query_typed(&sql.rows_of_one, &values).await?;
+        rows.iter().map(|row| route.event(row)).collect()
+    }
+}
+
+/// Where the relay of `settings` would read: asked once for each connection.
+///
+/// # Errors
+/// [`Fault::Refused`] if the server is no primary, or the table is missing or of a shape that can't be read.
+pub async fn origin(client: &Client, table: &str) -> Result<(Origin, Xid), Fault> {
+    if client
+        .query_typed_one(include_str!("../../../sql/table/standby.sql"), &[])
+        .await?
+        .try_get(0)?
+    {
+        return Err(Fault::Unavailable(
+            Server::Postgres,
+            "it is a standby; the relay reads from the primary".into(),
+        ));
+    }
+    let row = client
+        .query_typed_one(include_str!("../../../sql/table/origin.sql"), &[])
+        .await?;
+    let origin = Origin {
+        system_id: row.try_get(0)?,
+        timeline: u32::try_from(row.try_get::<_, i32>(1)?)
+            .map_err(|error| Fault::Defect(error.to_string()))?,
+        database_oid: row.try_get(2)?,
+        table: table.to_owned(),
+        capture: "table".to_owned(),
+    };
+    let next_xid = xid(row.try_get(3)?)?;
+    let version: i32 = row.try_get(4)?;
+    if version < 140_000 {
+        return Err(Fault::Refused(format!(
+            "PostgreSQL {} is too old; outbox-relay needs 14 or newer",
+            version / 10_000
+        )));
+    }
+    Ok((origin, next_xid))
+}
+
+fn planned(row: &Row) -> Result<Planned, Fault> {
+    Ok(Planned {
+        xid: xid(row.try_get(0)?)?,
+        last_seq: row.try_get(1)?,
+        events: unsigned(row.try_get(2)?),
+        bytes: unsigned(row.try_get(3)?),
+    })
+}
+
+fn snapshot(text: &str) -> Result<Snapshot, Fault> {
+    text.parse()
+        .map_err(|error: NotASnapshot| Fault::Defect(error.to_string()))
+}
+
+fn xid(text: &str) -> Result<Xid, Fault> {
+    text.parse()
+        .map_err(|_| Fault::Defect(format!("{text:?} is not a transaction id")))
+}
+
+fn unsigned(number: i64) -> u64 {
+    u64::try_from(number).unwrap_or(0)
+}
