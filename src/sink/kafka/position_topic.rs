@@ -315,7 +315,11 @@ pub(super) fn read(
         < high
     {
         if Instant::now() >= until {
-            return Err(late(topic, "an open transaction in it does not end"));
+            return Err(late(
+                topic,
+                "an open transaction in it does not end; if that lasts longer than transaction-timeout-ms, the broker left it \
+                 hanging: see the README, \"A transaction that hangs\"",
+            ));
         }
         pause(LOOK_EVERY);
     }
