@@ -23,6 +23,7 @@ pub mod fault;
 pub mod position;
 
 pub mod ledger;
+pub mod scan;
 
 #[cfg(feature = "demo")]
 pub mod demo;

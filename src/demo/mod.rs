@@ -1,9 +1,9 @@
 //! `demo`: the whole of it on throw-away servers. Writers, a relay that is killed in mid-stream, and the check of what
 //! arrived.
 
-pub mod scan;
 mod show;
 mod story;
+mod watch;
 
 use std::fs::OpenOptions;
 use std::path::PathBuf;
@@ -25,10 +25,11 @@ use crate::database::Database;
 use crate::fault::{Fault, exit};
 use crate::init;
 use crate::ledger::Report;
+use crate::scan;
 use crate::servers::{Kafka, Origin, PostgresOptions, Servers, ServersError, Sources};
-use scan::Seen;
 use show::Show;
 use story::Plot;
+use watch::Seen;
 
 /// When the relay is killed, in hundredths of the story.
 const KILLS: [u32; 2] = [40, 70];
@@ -215,7 +216,7 @@ async fn play(args: &DemoArgs, servers: &Servers, show: &Show) -> Result<u8, Fau
     let stop_watching = CancellationToken::new();
     let _stop_at_end = stop_watching.clone().drop_guard();
     let seen = Arc::new(Seen::default());
-    scan::watch(
+    watch::watch(
         broker.address(),
         names.topics(),
         Arc::clone(&seen),

@@ -1,4 +1,5 @@
 //! One suite for each seam, run against every implementation.
 
 mod capture;
+mod scan;
 mod sink;

@@ -8,6 +8,7 @@ pub mod proxy;
 pub mod scan;
 pub mod scene;
 pub mod servers;
+pub mod topic;
 pub mod writers;
 
 use std::future::Future;

@@ -1,13 +1,14 @@
 //! What a `read_committed` consumer sees, from the beginning.
 
-use outbox_relay::demo::scan::{judge, read};
 use outbox_relay::ledger::{Ledger, Report};
+use outbox_relay::scan::{judge, read};
 use rdkafka::Message;
 use rdkafka::message::Headers;
 
 /// One visible record.
 #[derive(Debug, Clone)]
 pub struct Record {
+    pub partition: i32,
     pub key: Option<Vec<u8>>,
     pub value: Option<Vec<u8>>,
     pub headers: Vec<(String, Option<String>)>,
@@ -30,6 +31,7 @@ pub async fn records(brokers: &str, topic: &str) -> Vec<Record> {
                     .collect()
             });
             records.push(Record {
+                partition: message.partition(),
                 key: message.key().map(<[u8]>::to_vec),
                 value: message.payload().map(<[u8]>::to_vec),
                 headers: headers.unwrap_or_default(),

@@ -186,7 +186,7 @@ impl KafkaSettings {
     }
 
     /// What producer, consumers and admin client have in common. The user's properties go first: ours win.
-    fn client_config(&self) -> ClientConfig {
+    pub(crate) fn client_config(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
         for (key, value) in &self.properties {
             config.set(key, value);

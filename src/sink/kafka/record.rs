@@ -9,8 +9,21 @@ use crate::event::{Event, Slice};
 use crate::fault::Fault;
 use crate::position::Position;
 
+/// Header: event id.
+pub const ID: &str = "id";
+/// Header: event type.
+pub const TYPE: &str = "type";
+/// Header: database transaction, `<system identifier>-<timeline>-<transaction id>`.
+pub const TX_ID: &str = "tx-id";
+/// Header: index of the event in its transaction, from 0.
+pub const TX_INDEX: &str = "tx-index";
+/// Header: number of events in the transaction.
+pub const TX_COUNT: &str = "tx-count";
+/// Header: the record was published again on purpose, so that it is no repetition. Nothing writes it yet.
+pub const REPLAY: &str = "replay";
+
 /// Names that the relay itself writes; a row's own header with one of them is left out.
-const OURS: [&str; 5] = ["id", "type", "tx-id", "tx-index", "tx-count"];
+const OURS: [&str; 6] = [ID, TYPE, TX_ID, TX_INDEX, TX_COUNT, REPLAY];
 
 /// Walks over the headers of `slice.events[index]` in the order in which they are published: `id`, `type` (where the
 /// row has one), `tx-id`, `tx-index`, `tx-count`, then the row's own.
@@ -25,17 +38,17 @@ pub fn headers<A>(
 ) -> A {
     let mut id = [0; uuid::fmt::Hyphenated::LENGTH];
     let id: &str = event.id.hyphenated().encode_lower(&mut id);
-    let mut acc = add(start, "id", Some(id.as_bytes()));
+    let mut acc = add(start, ID, Some(id.as_bytes()));
     if let Some(event_type) = &event.event_type {
-        acc = add(acc, "type", Some(event_type.as_bytes()));
+        acc = add(acc, TYPE, Some(event_type.as_bytes()));
     }
-    acc = add(acc, "tx-id", Some(slice.tx_id.as_bytes()));
+    acc = add(acc, TX_ID, Some(slice.tx_id.as_bytes()));
     acc = add(
         acc,
-        "tx-index",
+        TX_INDEX,
         Some(Digits::of(slice.first_index + index as u64).bytes()),
     );
-    acc = add(acc, "tx-count", Some(Digits::of(slice.tx_count).bytes()));
+    acc = add(acc, TX_COUNT, Some(Digits::of(slice.tx_count).bytes()));
     for (name, value) in &event.headers {
         if !OURS.contains(&name.as_str()) {
             acc = add(acc, name, value.as_deref());
@@ -197,6 +210,7 @@ mod tests {
             ("tx-id", Some("forged")),
             ("flag", None),
             ("id", None),
+            ("replay", Some("forged")),
         ];
         let all = [&ours[..], &[("traceparent", Some("00-1")), ("flag", None)]].concat();
         check(&event(Some("Placed"), &own), &all);

@@ -1,0 +1,119 @@
+//! A topic written by hand, past the relay.
+
+use std::time::Duration;
+
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::config::ClientConfig;
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
+use rdkafka::{Offset, TopicPartitionList};
+
+use super::scan::Record;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Topics and records of one broker, made by hand.
+pub struct Hand {
+    config: ClientConfig,
+    admin: AdminClient<DefaultClientContext>,
+}
+
+impl Hand {
+    pub fn at(brokers: &str) -> Self {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", brokers);
+        let admin = config.create().expect("an admin client");
+        Self { config, admin }
+    }
+
+    pub async fn create(&self, topic: &str, partitions: i32, settings: &[(&str, &str)]) {
+        let mut wanted = NewTopic::new(topic, partitions, TopicReplication::Fixed(1));
+        for (key, value) in settings {
+            wanted = wanted.set(key, value);
+        }
+        let made = self
+            .admin
+            .create_topics([&wanted], &AdminOptions::new())
+            .await;
+        made.expect("an answer").remove(0).expect("a topic");
+    }
+
+    /// Moves the log start offset, as retention does.
+    pub async fn delete_before(&self, topic: &str, partition: i32, offset: i64) {
+        let mut offsets = TopicPartitionList::new();
+        offsets
+            .add_partition_offset(topic, partition, Offset::Offset(offset))
+            .expect("an offset");
+        let deleted = self
+            .admin
+            .delete_records(&offsets, &AdminOptions::new())
+            .await;
+        deleted.expect("records deleted");
+    }
+
+    /// Writes a record as it is, to its partition of `topic`.
+    pub fn write(&self, topic: &str, records: &[Record]) {
+        let producer = self.producer(None);
+        send(&producer, topic, records);
+        producer.flush(PATIENCE).expect("delivery");
+    }
+
+    /// A producer, transactional if it has a name.
+    pub fn producer(&self, name: Option<&str>) -> ThreadedProducer<DefaultProducerContext> {
+        let mut config = self.config.clone();
+        if let Some(name) = name {
+            config.set("transactional.id", name);
+        }
+        let producer: ThreadedProducer<_> = config.create().expect("a producer");
+        if name.is_some() {
+            producer.init_transactions(PATIENCE).expect("transactions");
+        }
+        producer
+    }
+
+    /// Writes the records in a transaction of their own, and commits or aborts it.
+    pub fn transaction(
+        &self,
+        producer: &ThreadedProducer<DefaultProducerContext>,
+        topic: &str,
+        records: &[Record],
+        commit: bool,
+    ) {
+        producer.begin_transaction().expect("a transaction");
+        send(producer, topic, records);
+        producer.flush(PATIENCE).expect("delivery");
+        match commit {
+            true => producer.commit_transaction(PATIENCE).expect("a commit"),
+            false => producer.abort_transaction(PATIENCE).expect("an abort"),
+        }
+    }
+}
+
+fn send(producer: &ThreadedProducer<DefaultProducerContext>, topic: &str, records: &[Record]) {
+    for record in records {
+        let headers = record
+            .headers
+            .iter()
+            .fold(OwnedHeaders::new(), |headers, (key, value)| {
+                headers.insert(Header {
+                    key,
+                    value: value.as_deref(),
+                })
+            });
+        let mut wanted = BaseRecord::<[u8], [u8]>::to(topic)
+            .partition(record.partition)
+            .headers(headers)
+            .timestamp(record.timestamp_ms);
+        if let Some(key) = &record.key {
+            wanted = wanted.key(key);
+        }
+        if let Some(value) = &record.value {
+            wanted = wanted.payload(value);
+        }
+        producer
+            .send(wanted)
+            .map_err(|(error, _)| error)
+            .expect("a place in the queue");
+    }
+}
