@@ -374,15 +374,17 @@ fn positive(key: &str, value: i32) -> Result<i32, Fault> {
     }
 }
 
-/// Host and process id, for people who look for the active relay.
+/// Host and process id, for people who look for the active relay, and a random part: in a container that is restarted
+/// host and process id come again, and position records must tell the processes apart.
 fn instance() -> String {
     let host = nix::unistd::gethostname()
         .ok()
         .and_then(|name| name.into_string().ok());
     format!(
-        "{}:{}",
+        "{}:{}:{:08x}",
         host.as_deref().unwrap_or("unknown"),
-        std::process::id()
+        std::process::id(),
+        fastrand::u32(..)
     )
 }
 

@@ -351,6 +351,8 @@ fn published(offset: i64, record: record::PositionRecord) -> PositionRecord {
     PositionRecord {
         offset,
         kafka_transaction: record.kafka_transaction,
+        instance: record.instance,
+        position: record.position,
         partitions: ranges.collect(),
     }
 }

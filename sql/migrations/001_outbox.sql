@@ -61,7 +61,7 @@ comment on column outbox.relay.capture is 'How it reads: table.';
 comment on column outbox.relay.system_id is 'System identifier of the cluster at the last acknowledgement.';
 comment on column outbox.relay.timeline is 'Timeline of the cluster at the last acknowledgement.';
 comment on column outbox.relay.position is 'Last acknowledged position: all up to it is published.';
-comment on column outbox.relay.lease_holder is 'Instance that acknowledged last, host and process id.';
+comment on column outbox.relay.lease_holder is 'Instance that acknowledged last: host, process id and a random part.';
 comment on column outbox.relay.started_at is 'When the name was registered.';
 comment on column outbox.relay.acknowledged_at is 'When the position was acknowledged.';
 

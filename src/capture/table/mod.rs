@@ -42,7 +42,7 @@ const FLUSH_PATIENCE: Duration = Duration::from_millis(5);
 pub struct TableSettings {
     /// Name of the relay, for `outbox.relay`.
     pub name: String,
-    /// Host and process, for `outbox.relay.lease_holder`.
+    /// Host, process and a random part, for `outbox.relay.lease_holder`.
     pub instance: String,
     /// Whether the relay is registered in `outbox.relay`. A dry run into memory is not: it keeps no position.
     pub registers: bool,
