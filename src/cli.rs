@@ -8,7 +8,7 @@ use tracing_subscriber::EnvFilter;
 use crate::adopt::Plan;
 use crate::config::{ConfigFile, Options, Settings};
 use crate::fault::{Fault, exit};
-use crate::{init, supervisor};
+use crate::{init, supervisor, verify};
 
 /// Exit codes, in every help text.
 const EXIT_CODES: &str = "Exit codes:
@@ -68,6 +68,24 @@ enum Command {
         after_help = "Examples:\n  outbox-relay adopt --config relay.toml\n  outbox-relay adopt --config relay.toml --from old-name --apply"
     )]
     Adopt(AdoptArgs),
+    /// Compares the rows that the outbox table still holds with the topics, also beside a running relay. Changes nothing.
+    #[command(after_help = concat!(
+        "Examples:\n  outbox-relay verify --config relay.toml\n  outbox-relay verify --config relay.toml --json | jq .lost\n\n",
+        "It ends with 0 if nothing is wrong, with 1 if something is.\n",
+        "It needs `select` on the outbox table, outbox.relay and outbox.marks, and READ, DESCRIBE and DESCRIBE_CONFIGS on the topics.",
+    ))]
+    Verify(VerifyArgs),
+}
+
+#[derive(Args, Debug)]
+struct VerifyArgs {
+    #[command(flatten)]
+    file: ConfigFile,
+    #[command(flatten)]
+    options: Options,
+    /// Print what was found as one JSON object.
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Args, Debug)]
@@ -131,6 +149,7 @@ pub async fn call(cli: Cli) -> u8 {
         Command::Init(args) => init_schema(args).await,
         Command::Run(args) => run(args).await,
         Command::Adopt(args) => adopt(args).await,
+        Command::Verify(args) => verify(args).await,
     };
     match end {
         Ok(code) => code,
@@ -190,6 +209,22 @@ async fn adopt(args: AdoptArgs) -> Result<u8, Fault> {
         (false, false) => println!("nothing was changed; add --apply to do it"),
     }
     Ok(exit::DONE)
+}
+
+async fn verify(args: VerifyArgs) -> Result<u8, Fault> {
+    let found = verify::verify(&settled(args.options, &args.file)?).await?;
+    if args.json {
+        let json =
+            serde_json::to_string(&found).map_err(|error| Fault::Defect(error.to_string()))?;
+        println!("{json}");
+    } else {
+        println!("{}", found.text());
+    }
+    Ok(if found.clean {
+        exit::DONE
+    } else {
+        exit::FAILED
+    })
 }
 
 fn settled(options: Options, file: &ConfigFile) -> Result<Settings, Fault> {

@@ -23,7 +23,9 @@ pub mod fault;
 pub mod position;
 
 pub mod ledger;
+pub mod outcome;
 pub mod scan;
+pub mod verify;
 
 #[cfg(feature = "demo")]
 pub mod demo;

@@ -261,6 +261,13 @@ impl Position {
         }
     }
 
+    /// Whether the transaction `xid` with its last row `last_seq` was handed out.
+    #[must_use]
+    pub fn covers(&self, xid: Xid, last_seq: i64) -> bool {
+        let in_window = |window: &Window| window.until.sees(xid) && last_seq <= window.last_seq;
+        self.seen.sees(xid) || self.window.as_ref().is_some_and(in_window)
+    }
+
     /// Whether `self` claims no more than `other`: positions of one relay only ever grow.
     #[must_use]
     pub fn precedes(&self, other: &Self) -> bool {

@@ -50,6 +50,48 @@ impl Default for Columns {
     }
 }
 
+/// One table's names, quoted, to be filled into statements.
+#[derive(Debug, Clone)]
+pub(crate) struct Shape {
+    table: String,
+    xid: String,
+    seq: String,
+    payload: String,
+    /// What says where an event goes: `seq`, `id`, topic, aggregate type and key.
+    place: String,
+    /// The same and the rest.
+    columns: String,
+}
+
+impl Shape {
+    /// `table` is `schema.table` as the server spells it, `found` its columns with their types.
+    pub fn new(
+        table: &str,
+        columns: &Columns,
+        found: &BTreeMap<String, String>,
+    ) -> Result<Self, Fault> {
+        let list = select_list(table, columns, found)?;
+        Ok(Self {
+            table: table.split('.').map(quoted).collect::<Vec<_>>().join("."),
+            xid: quoted(&columns.xid),
+            seq: quoted(&columns.seq),
+            payload: payload(&columns.payload, found),
+            place: list[..PLACE].join(", "),
+            columns: list.join(", "),
+        })
+    }
+
+    /// The statement for this table.
+    pub fn fill(&self, sql: &str) -> String {
+        sql.replace("{table}", &self.table)
+            .replace("{xid}", &self.xid)
+            .replace("{seq}", &self.seq)
+            .replace("{payload}", &self.payload)
+            .replace("{place}", &self.place)
+            .replace("{columns}", &self.columns)
+    }
+}
+
 /// The statements of one table.
 #[derive(Debug, Clone)]
 pub(super) struct Statements {
@@ -61,28 +103,15 @@ pub(super) struct Statements {
 }
 
 impl Statements {
-    /// `table` is `schema.table` as the server spells it, `found` its columns with their types.
-    pub fn new(
-        table: &str,
-        columns: &Columns,
-        found: &BTreeMap<String, String>,
-    ) -> Result<Self, Fault> {
-        let list = select_list(table, columns, found)?;
-        let table = table.split('.').map(quoted).collect::<Vec<_>>().join(".");
-        let fill = |sql: &str| {
-            sql.replace("{table}", &table)
-                .replace("{xid}", &quoted(&columns.xid))
-                .replace("{seq}", &quoted(&columns.seq))
-                .replace("{payload}", &payload(&columns.payload, found))
-                .replace("{columns}", &list)
-        };
-        Ok(Self {
+    pub fn new(shape: &Shape) -> Self {
+        let fill = |sql: &str| shape.fill(sql);
+        Self {
             open: fill(include_str!("../../sql/table/open.sql")),
             rows: fill(include_str!("../../sql/table/rows.sql")),
             rows_of_one: fill(include_str!("../../sql/table/rows_of_one.sql")),
             foreign: fill(include_str!("../../sql/table/foreign.sql")),
             plan: fill(include_str!("../../sql/table/plan.sql")),
-        })
+        }
     }
 
     /// The cursor over the transactions that `seen` has not seen and `until` has, above `last_seq`.
@@ -101,12 +130,15 @@ impl Statements {
     }
 }
 
+/// How many columns of the list say where an event goes.
+const PLACE: usize = 5;
+
 /// In the order in which `table/rows.rs` reads them.
 fn select_list(
     table: &str,
     columns: &Columns,
     found: &BTreeMap<String, String>,
-) -> Result<String, Fault> {
+) -> Result<[String; 9], Fault> {
     for (part, column, type_needed) in [
         ("seq", &columns.seq, Some("bigint")),
         ("xid", &columns.xid, Some("xid8")),
@@ -145,8 +177,7 @@ fn select_list(
         payload(&columns.payload, found),
         text(&columns.headers),
         occurred_at,
-    ]
-    .join(", "))
+    ])
 }
 
 fn payload(column: &str, found: &BTreeMap<String, String>) -> String {
@@ -188,7 +219,9 @@ mod tests {
             ("xid", "xid8"),
             ("seq", "bigint"),
         ]);
-        let list = select_list("public.outbox", &columns, &table).unwrap();
+        let list = select_list("public.outbox", &columns, &table)
+            .unwrap()
+            .join(", ");
         assert_eq!(
             list,
             "\"seq\", \"id\"::uuid, null::text, \"aggregatetype\"::text, \"aggregateid\"::text, \"type\"::text, \

@@ -1,6 +1,6 @@
 //! Captures: where committed transactions come from.
 
-mod columns;
+pub(crate) mod columns;
 pub mod table;
 mod window;
 

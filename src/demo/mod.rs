@@ -25,8 +25,8 @@ use crate::database::Database;
 use crate::fault::{Fault, exit};
 use crate::init;
 use crate::ledger::Report;
-use crate::scan;
 use crate::servers::{Kafka, Origin, PostgresOptions, Servers, ServersError, Sources};
+use crate::{outcome, scan};
 use show::Show;
 use story::Plot;
 use watch::Seen;
@@ -330,19 +330,19 @@ impl Run<'_> {
         let rate = seconds
             .filter(|s| *s > 0.0)
             .map(|s| report.events as f64 / s);
-        self.show.say(&show::table(report, rate, self.mock));
+        self.show.say(&outcome::table(report, rate, self.mock));
         self.show.say(&format!(
             "events/s: from the writers' start to the last event visible to a read_committed consumer, {:.1} s. \
              The writers also rolled back {} transactions and {} savepoints with events in them.",
             seconds.unwrap_or_default(),
-            show::grouped(plot.done.rolled_back.load(Ordering::Relaxed)),
-            show::grouped(plot.done.savepoints.load(Ordering::Relaxed)),
+            outcome::grouped(plot.done.rolled_back.load(Ordering::Relaxed)),
+            outcome::grouped(plot.done.savepoints.load(Ordering::Relaxed)),
         ));
-        let clean = show::clean(report, self.mock) && report.events > 0;
+        let clean = outcome::clean(report, self.mock) && report.events > 0;
         if clean {
             return exit::DONE;
         }
-        self.show.say(&show::offenders(report, self.mock));
+        self.show.say(&outcome::offenders(report, self.mock));
         if report.events == 0 {
             self.show.say("nothing was written, so nothing was shown");
         }

@@ -133,6 +133,14 @@ impl Ledger {
         self.events.len() as u64
     }
 
+    /// The topics of its events.
+    #[must_use]
+    pub fn topics(&self) -> Vec<&str> {
+        let mut topics: Vec<&str> = self.keys.numbers.keys().map(|topic| &**topic).collect();
+        topics.sort_unstable();
+        topics
+    }
+
     /// Whether an event of this id is in it.
     #[must_use]
     pub fn holds(&self, id: &Uuid) -> bool {

@@ -7,3 +7,4 @@ mod faults;
 mod settings;
 mod stale_frames;
 mod standby;
+mod verify;

@@ -39,6 +39,20 @@ impl Hand {
         made.expect("an answer").remove(0).expect("a topic");
     }
 
+    /// Deletes a topic, and waits until it is gone.
+    pub async fn delete(&self, topic: &str) {
+        let gone = self
+            .admin
+            .delete_topics(&[topic], &AdminOptions::new())
+            .await;
+        gone.expect("an answer").remove(0).expect("deleted");
+        super::until("the topic is gone", 30, async || {
+            let metadata = self.admin.inner().fetch_metadata(None, PATIENCE);
+            metadata.is_ok_and(|all| all.topics().iter().all(|found| found.name() != topic))
+        })
+        .await;
+    }
+
     /// Moves the log start offset, as retention does.
     pub async fn delete_before(&self, topic: &str, partition: i32, offset: i64) {
         let mut offsets = TopicPartitionList::new();

@@ -20,6 +20,8 @@ use tokio::time::{Instant, sleep};
 
 use self::large::LargeTransaction;
 pub use self::postgres::{PostgresShell, origin};
+pub(crate) use self::postgres::{shape, unsigned, xid};
+pub(crate) use self::rows::Route;
 use self::shell::{Opened, Shell};
 pub use super::columns::Columns;
 pub use super::window::{BatchLimits, Planned};

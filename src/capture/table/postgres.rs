@@ -13,7 +13,7 @@ use tokio_postgres::{Client, Row};
 use super::rows::Route;
 use super::shell::{Opened, Pages, Registration, Shell};
 use super::{TableSettings, served_by_another};
-use crate::capture::columns::Statements;
+use crate::capture::columns::{Shape, Statements};
 use crate::capture::window::Planned;
 use crate::database::Database;
 use crate::event::Event;
@@ -59,22 +59,6 @@ impl PostgresShell {
     fn client(&self) -> Result<&Client, Fault> {
         Ok(&self.connection()?.client)
     }
-
-    async fn statements(&self, client: &Client) -> Result<Statements, Fault> {
-        let rows = client
-            .query_typed(
-                include_str!("../../../sql/table/columns.sql"),
-                &[(&self.settings.table, Type::TEXT)],
-            )
-            .await?;
-        let mut found = BTreeMap::new();
-        let mut table = self.settings.table.clone();
-        for row in &rows {
-            table = row.try_get(0)?;
-            found.insert(row.try_get::<_, String>(1)?, row.try_get::<_, String>(2)?);
-        }
-        Statements::new(&table, &self.settings.columns, &found)
-    }
 }
 
 impl Shell for PostgresShell {
@@ -88,7 +72,7 @@ impl Shell for PostgresShell {
         self.connection = None;
         let client = self.pool.get().await?;
         let (origin, _) = origin(&client, &self.settings.table).await?;
-        let sql = Arc::new(self.statements(&client).await?);
+        let sql = Arc::new(Statements::new(&shape(&client, &self.settings).await?.1));
         self.connection = Some(Connection {
             client,
             sql,
@@ -313,6 +297,30 @@ pub async fn origin(client: &Client, table: &str) -> Result<(Origin, Xid), Fault
     Ok((origin, next_xid))
 }
 
+/// The table as the server spells it, and its shape.
+///
+/// # Errors
+/// [`Fault::Refused`] if it is missing or can't be read.
+pub(crate) async fn shape(
+    client: &Client,
+    settings: &TableSettings,
+) -> Result<(String, Shape), Fault> {
+    let rows = client
+        .query_typed(
+            include_str!("../../../sql/table/columns.sql"),
+            &[(&settings.table, Type::TEXT)],
+        )
+        .await?;
+    let mut found = BTreeMap::new();
+    let mut table = settings.table.clone();
+    for row in &rows {
+        table = row.try_get(0)?;
+        found.insert(row.try_get::<_, String>(1)?, row.try_get::<_, String>(2)?);
+    }
+    let shape = Shape::new(&table, &settings.columns, &found)?;
+    Ok((table, shape))
+}
+
 fn planned(row: &Row) -> Result<Planned, Fault> {
     Ok(Planned {
         xid: xid(row.try_get(0)?)?,
@@ -327,11 +335,11 @@ fn snapshot(text: &str) -> Result<Snapshot, Fault> {
         .map_err(|error: NotASnapshot| Fault::Defect(error.to_string()))
 }
 
-fn xid(text: &str) -> Result<Xid, Fault> {
+pub(crate) fn xid(text: &str) -> Result<Xid, Fault> {
     text.parse()
         .map_err(|_| Fault::Defect(format!("{text:?} is not a transaction id")))
 }
 
-fn unsigned(number: i64) -> u64 {
+pub(crate) fn unsigned(number: i64) -> u64 {
     u64::try_from(number).unwrap_or(0)
 }

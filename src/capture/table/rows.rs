@@ -12,7 +12,7 @@ use crate::event::Event;
 use crate::fault::Fault;
 
 /// Makes events of rows: topic from the row or the template.
-pub(super) struct Route {
+pub(crate) struct Route {
     before: String,
     after: String,
 }
@@ -28,10 +28,9 @@ impl Route {
         }
     }
 
-    /// The columns in the order of `columns::select_list`, after the xid.
-    pub fn event(&self, row: &Row) -> Result<Event, Fault> {
-        let aggregate_type: Option<&str> = row.try_get(4)?;
-        let topic = match row.try_get::<_, Option<&str>>(3)? {
+    /// The topic of a row: its own, or that of its aggregate type.
+    pub fn topic(&self, own: Option<&str>, aggregate_type: Option<&str>) -> Arc<str> {
+        match own {
             Some(topic) => Arc::from(topic),
             None => Arc::from(format!(
                 "{}{}{}",
@@ -39,7 +38,12 @@ impl Route {
                 aggregate_type.unwrap_or_default(),
                 self.after
             )),
-        };
+        }
+    }
+
+    /// The columns in the order of `columns::select_list`, after the xid.
+    pub fn event(&self, row: &Row) -> Result<Event, Fault> {
+        let topic = self.topic(row.try_get(3)?, row.try_get(4)?);
         let bytes = |column: Option<&[u8]>| column.map(Bytes::copy_from_slice);
         Ok(Event {
             seq: row.try_get(1)?,
