@@ -4,6 +4,7 @@ mod commands;
 #[cfg(debug_assertions)]
 mod crash_points;
 mod faults;
+mod network;
 mod settings;
 mod stale_frames;
 mod standby;

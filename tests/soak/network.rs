@@ -6,7 +6,7 @@ use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
 
 use crate::plan::{Asked, Link};
-use crate::support::proxy::{Act, Api, At, KafkaProxy, Sent, Stall, TcpProxy, Weather};
+use crate::support::proxy::{Act, Api, At, KafkaProxy, Stall, TcpProxy, Weather};
 
 /// Longest wait for a request that a fault is meant for. The relay may be away meanwhile.
 const CAUGHT_MAX: Duration = Duration::from_secs(30);
@@ -85,7 +85,7 @@ impl Network {
     /// Held until a later transaction is under way: the client has then given up this frame and sent it again.
     pub async fn late_end_txn(&self, as_abort: bool) {
         let _one = self.held.lock().await;
-        let mut sent: Sent = self.kafka.order(Act::Hold, At::api(Api::EndTxn));
+        let mut sent = self.kafka.order(Act::Hold, At::api(Api::EndTxn));
         if !matches!(timeout(CAUGHT_MAX, sent.caught()).await, Ok(Ok(()))) {
             return;
         }

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::frame::contains;
 
 /// What a client said first is kept up to this size, to tell its connections apart.
-const SAID_BYTES: usize = 4_096;
+const SAID_BYTES: usize = 64 << 10;
 
 /// How the network is. The default is fair.
 #[derive(Clone, Debug, Default)]
@@ -40,7 +40,7 @@ pub enum Stall {
     #[default]
     Nothing,
     Everything,
-    /// The connections whose client said this in its first 4096 bytes.
+    /// The connections whose client said this in its first 64 KiB.
     Those(&'static str),
 }
 

@@ -15,6 +15,6 @@ mod link;
 mod tcp;
 
 pub use frame::Api;
-pub use kafka::{Act, At, KafkaProxy, Sent};
+pub use kafka::{Act, At, KafkaProxy};
 pub use link::{Stall, Weather};
 pub use tcp::TcpProxy;

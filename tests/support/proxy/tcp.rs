@@ -32,7 +32,7 @@ impl TcpProxy {
         self.network.set(weather);
     }
 
-    /// Resets all connections, or those whose client said `words` in its first 4096 bytes; how many.
+    /// Resets all connections, or those whose client said `words` in its first 64 KiB; how many.
     pub fn reset(&self, words: Option<&str>) -> usize {
         self.network.reset(words)
     }

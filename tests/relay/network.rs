@@ -1,0 +1,281 @@
+//! Faults of the network, between the relay and each of its servers. Each test ends with the ledger check.
+
+use std::time::Duration;
+
+use tokio::time::sleep;
+use url::Url;
+
+use crate::support::local::{SOCKET_TIMEOUT_MS, beside};
+use crate::support::process::RelayOf;
+use crate::support::proxy::{Act, Api, At, KafkaProxy, Stall, TcpProxy, Weather};
+use crate::support::scene::{Scene, clean};
+use crate::support::writers::{Load, Writers};
+use crate::support::{until, within};
+
+/// Where the relay runs.
+#[derive(Clone, Copy, PartialEq)]
+enum Relay {
+    /// As users run it.
+    Process,
+    /// In the test, for faults that only end with the socket timeout.
+    Impatient,
+}
+
+async fn few_writers(scene: &Scene) -> Writers {
+    let load = Load {
+        writers: 4,
+        ..Load::default()
+    };
+    Writers::start(&scene.database, &scene.prefix, load).await
+}
+
+/// Plays `faults` between a working relay and Kafka. Afterwards transactions must go through the proxy again.
+async fn kafka_survives(how: Relay, faults: impl AsyncFnOnce(&KafkaProxy)) {
+    let scene = Scene::new().await;
+    let proxy = KafkaProxy::start(&scene.relay.brokers).await.unwrap();
+    let mut relay = scene.relay.clone();
+    relay.brokers = proxy.brokers();
+    let writers = few_writers(&scene).await;
+    let script = async {
+        faults(&proxy).await;
+        proxy.more(Api::EndTxn, 5).await.unwrap();
+        writers.more(50).await;
+        writers.stop().await;
+    };
+    match how {
+        Relay::Process => {
+            let relay = relay.start().await;
+            script.await;
+            relay.terminate().await;
+        }
+        Relay::Impatient => beside(&relay, |shell| shell, script).await,
+    }
+    clean(&scene.check().await, 50);
+}
+
+/// Each kind of request meets `act` once.
+async fn each_request_meets(how: Relay, act: Act, requests: &[Api]) {
+    kafka_survives(how, async |proxy| {
+        for api in requests {
+            // The connections that live through one fault are in order before the next.
+            proxy.order(act, At::api(*api)).caught().await.unwrap();
+            proxy.more(Api::EndTxn, 3).await.unwrap();
+        }
+    })
+    .await;
+}
+
+const REQUESTS: [Api; 4] = [
+    Api::InitProducerId,
+    Api::AddPartitionsToTxn,
+    Api::Produce,
+    Api::EndTxn,
+];
+
+#[test]
+fn replies_of_kafka_are_lost() {
+    within(
+        60,
+        each_request_meets(Relay::Process, Act::LoseReply, &REQUESTS),
+    );
+}
+
+#[test]
+fn connections_to_kafka_are_reset_in_the_middle_of_a_transaction() {
+    within(
+        60,
+        each_request_meets(Relay::Process, Act::Reset, &REQUESTS),
+    );
+}
+
+#[test]
+fn connections_to_kafka_are_half_open() {
+    let act = Act::SwallowReplies;
+    within(60, each_request_meets(Relay::Impatient, act, &REQUESTS));
+}
+
+#[test]
+fn all_connections_to_kafka_are_reset_again_and_again() {
+    within(60, async {
+        kafka_survives(Relay::Process, async |proxy| {
+            for _ in 0..10 {
+                proxy.more(Api::Produce, 3).await.unwrap();
+                assert!(proxy.reset() > 0);
+            }
+        })
+        .await;
+    });
+}
+
+#[test]
+fn kafka_is_behind_a_black_hole_longer_than_the_socket_timeout() {
+    within(60, async {
+        kafka_survives(Relay::Impatient, async |proxy| {
+            for timeouts in [1.5, 3.0] {
+                proxy.more(Api::EndTxn, 3).await.unwrap();
+                proxy.set(Weather {
+                    stalled: Stall::Everything,
+                    ..Weather::default()
+                });
+                let timeout = Duration::from_millis(SOCKET_TIMEOUT_MS.into());
+                sleep(timeout.mul_f64(timeouts)).await;
+                // What was sent into it arrives now, after the retries.
+                proxy.set(Weather::default());
+            }
+        })
+        .await;
+    });
+}
+
+#[test]
+fn kafka_is_far_away_and_the_line_is_thin() {
+    within(120, async {
+        kafka_survives(Relay::Process, async |proxy| {
+            proxy.set(Weather {
+                latency: Duration::from_millis(20),
+                ..Weather::default()
+            });
+            proxy.more(Api::EndTxn, 5).await.unwrap();
+            proxy.set(Weather {
+                bytes_per_second: Some(200_000),
+                ..Weather::default()
+            });
+            proxy.more(Api::EndTxn, 5).await.unwrap();
+        })
+        .await;
+    });
+}
+
+/// A relay whose PostgreSQL is behind a proxy.
+async fn behind_proxy(scene: &Scene) -> (TcpProxy, RelayOf) {
+    let mut url = Url::parse(&scene.relay.database_url).unwrap();
+    let port = url.port().unwrap_or(5432);
+    let upstream = format!("{}:{port}", url.host_str().unwrap());
+    let proxy = TcpProxy::start(&upstream).await.unwrap();
+    url.set_host(Some("127.0.0.1")).unwrap();
+    url.set_port(Some(proxy.port())).unwrap();
+    let mut relay = scene.relay.clone();
+    relay.database_url = url.into();
+    (proxy, relay)
+}
+
+/// Waits until the relay has acknowledged something that was committed just now.
+async fn follows(scene: &Scene) {
+    let client = scene.database.connect().await;
+    let row = client.query_one("select max(seq) from outbox.events", &[]);
+    let last = row.await.unwrap().get::<_, i64>(0);
+    let published = "select exists (select from outbox.events e, outbox.relay r
+         where e.seq = $1 and pg_visible_in_snapshot(e.xid, (r.position->>'seen')::pg_snapshot))";
+    until("the relay follows", 20, async || {
+        let row = client.query_one(published, &[&last]).await.unwrap();
+        row.get::<_, bool>(0)
+    })
+    .await;
+}
+
+/// Plays `faults` between a working relay and PostgreSQL.
+async fn postgresql_survives(faults: impl AsyncFnOnce(&Scene, &TcpProxy)) {
+    let scene = Scene::new().await;
+    let (proxy, relay) = behind_proxy(&scene).await;
+    let writers = few_writers(&scene).await;
+    let relay = relay.start().await;
+    writers.more(20).await;
+    follows(&scene).await;
+    faults(&scene, &proxy).await;
+    writers.more(50).await;
+    follows(&scene).await;
+    writers.stop().await;
+    relay.terminate().await;
+    clean(&scene.check().await, 50);
+}
+
+#[test]
+fn all_connections_to_postgresql_are_reset_again_and_again() {
+    within(60, async {
+        postgresql_survives(async |scene, proxy| {
+            for _ in 0..4 {
+                assert!(proxy.reset(None) > 0);
+                follows(scene).await;
+            }
+        })
+        .await;
+    });
+}
+
+#[test]
+fn all_backends_are_terminated_again_and_again() {
+    within(60, async {
+        postgresql_survives(async |scene, _| {
+            let client = scene.database.connect().await;
+            for _ in 0..4 {
+                // The writers' too; all connect anew.
+                let terminate = "select count(pg_terminate_backend(pid)) from pg_stat_activity
+                     where datname = current_database() and pid <> pg_backend_pid()";
+                let terminated = client.query_one(terminate, &[]).await.unwrap();
+                assert!(terminated.get::<_, i64>(0) > 0);
+                follows(scene).await;
+            }
+        })
+        .await;
+    });
+}
+
+/// What only the reading connection says.
+const READING: &str = "repeatable read read only";
+/// What only the lease's session says.
+const LEASE: &str = "outbox-relay lease";
+
+fn stalled(words: &'static str) -> Weather {
+    Weather {
+        stalled: Stall::Those(words),
+        ..Weather::default()
+    }
+}
+
+#[test]
+fn the_reading_connection_is_in_a_black_hole_for_a_while() {
+    within(60, async {
+        postgresql_survives(async |scene, proxy| {
+            proxy.set(stalled(READING));
+            sleep(Duration::from_secs(3)).await;
+            proxy.set(Weather::default());
+            follows(scene).await;
+            // It may also break at the end of it.
+            proxy.set(stalled(READING));
+            sleep(Duration::from_secs(1)).await;
+            assert!(proxy.reset(Some(READING)) > 0);
+            proxy.set(Weather::default());
+        })
+        .await;
+    });
+}
+
+#[test]
+fn a_relay_whose_lease_is_in_a_black_hole_gives_way_and_stays_away() {
+    within(60, async {
+        let scene = Scene::new().await;
+        let (proxy, cut_off) = behind_proxy(&scene).await;
+        let writers = few_writers(&scene).await;
+        let first = cut_off.start().await;
+        first.says("active").await;
+        follows(&scene).await;
+        let second = scene.relay.start().await;
+        second.says("standing by").await;
+        proxy.set(stalled(LEASE));
+        first.says("no longer holds the lease").await;
+        second.says("active").await;
+        follows(&scene).await;
+        proxy.set(Weather::default());
+        first.says("standing by").await;
+        writers.more(100).await;
+        follows(&scene).await;
+        writers.stop().await;
+        for (relay, which) in [(&first, "first"), (&second, "second")] {
+            let active = relay.log().matches("active:").count();
+            assert_eq!(active, 1, "no ping-pong: {which} {}", relay.log());
+        }
+        first.terminate().await;
+        second.terminate().await;
+        clean(&scene.check().await, 50);
+    });
+}
