@@ -51,12 +51,16 @@ impl From<&KafkaSettings> for Brokers {
 
 impl Brokers {
     pub(crate) fn consumer(&self) -> Result<QuietConsumer, Fault> {
+        self.isolated("read_committed")
+    }
+
+    fn isolated(&self, level: &str) -> Result<QuietConsumer, Fault> {
         let mut config = self.0.clone();
         config
             // Needed to make a consumer; without subscription and commits no group comes of it.
             .set("group.id", "outbox-relay-scan")
             .set("enable.auto.commit", "false")
-            .set("isolation.level", "read_committed")
+            .set("isolation.level", level)
             .set("enable.partition.eof", "true")
             .set("auto.offset.reset", "earliest")
             .set_log_level(RDKafkaLogLevel::Critical);
@@ -130,6 +134,8 @@ pub fn offsets_of(extents: &Extents) -> u64 {
 /// A consumer that reads one topic after the other.
 pub struct Scan {
     consumer: QuietConsumer,
+    /// Sees records of open transactions; asked for offsets only.
+    uncommitted: QuietConsumer,
 }
 
 impl Scan {
@@ -138,8 +144,23 @@ impl Scan {
     /// # Errors
     /// [`Fault::Setting`] if a property of the client is not valid.
     pub fn of(brokers: impl Into<Brokers>) -> Result<Self, Fault> {
-        let consumer = brokers.into().consumer()?;
-        Ok(Self { consumer })
+        let brokers = brokers.into();
+        Ok(Self {
+            consumer: brokers.consumer()?,
+            uncommitted: brokers.isolated("read_uncommitted")?,
+        })
+    }
+
+    /// Whether there are records at or behind `end` in a transaction that has not ended.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub fn goes_on(&self, topic: &str, partition: i32, end: i64) -> Result<bool, Fault> {
+        let (_, high) = self
+            .uncommitted
+            .fetch_watermarks(topic, partition, METADATA_TIMEOUT)
+            .map_err(|error| away(&error))?;
+        Ok(end < high)
     }
 
     /// Where the topic begins and ends now; empty if there is no such topic.

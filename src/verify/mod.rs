@@ -245,26 +245,33 @@ impl Work {
     /// Where the topics end, when all that the last position claims is visible. Kafka shows the records of one transaction
     /// partition by partition; those of earlier ones are all visible when it has begun the last.
     fn ends(&self) -> Result<BTreeMap<&str, Extents>, Fault> {
-        let since = Instant::now();
-        let claimed = self.positions.last().map(|last| last.partitions.as_slice());
+        let until = Instant::now() + self.patience;
         let mut ends = BTreeMap::new();
         for topic in &self.topics {
-            let short = |extents: &Extents| {
-                claimed.unwrap_or_default().iter().any(|range| {
-                    let end = extents.get(&range.partition).map(|extent| extent.end);
-                    range.topic == *topic && end.is_some_and(|end| end <= range.last_offset)
-                })
-            };
             let mut extents = self.scan.extents(topic)?;
-            while short(&extents) && since.elapsed() < self.patience {
+            while self.is_short(topic, &extents)? && Instant::now() < until {
                 pause(LOOK_EVERY);
                 extents = self.scan.extents(topic)?;
             }
-            // Still short: the topic was made anew, and the check will say what is missing. An open transaction of another
-            // producer would look the same, and end by itself.
             ends.insert(topic.as_str(), extents);
         }
         Ok(ends)
+    }
+
+    /// Whether a partition does not show all that the last position claims, and will. If nothing is open in it, it never
+    /// will, because the topic was made anew: then the check says what is missing.
+    fn is_short(&self, topic: &str, extents: &Extents) -> Result<bool, Fault> {
+        let claimed = self.positions.iter().rev().take(1);
+        for range in claimed.flat_map(|last| &last.partitions) {
+            let end = extents.get(&range.partition).map(|extent| extent.end);
+            let short = end.filter(|end| range.topic == topic && *end <= range.last_offset);
+            if let Some(end) = short
+                && self.scan.goes_on(topic, range.partition, end)?
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     fn feed(

@@ -11,7 +11,7 @@ use crate::support::scan::{Record, records};
 use crate::support::servers::TestDatabase;
 use crate::support::topic::Hand;
 use crate::support::writers::{Load, Writers};
-use crate::support::{unique, within};
+use crate::support::{unique, until, within};
 
 /// A database with a relay that published into a topic of one partition, in one Kafka transaction: three keys, five
 /// transactions of one event and one of two.
@@ -24,6 +24,11 @@ struct Scene {
 
 impl Scene {
     async fn new() -> Self {
+        Self::with(&[]).await
+    }
+
+    /// The topic with these settings.
+    async fn with(settings: &[(&str, &str)]) -> Self {
         let database = TestDatabase::new().await;
         let relay = RelayOf::new(&unique("relay"), &database).await;
         let scene = Self {
@@ -32,7 +37,7 @@ impl Scene {
             database,
             relay,
         };
-        scene.hand.create(&scene.topic, 1, &[]).await;
+        scene.hand.create(&scene.topic, 1, settings).await;
         for keys in [&["a"][..], &["b"], &["a"], &["b", "c"], &["c"], &["a"]] {
             scene.publish(keys).await;
         }
@@ -264,6 +269,49 @@ fn what_lies_below_the_log_start_offset_is_not_judged() {
 }
 
 #[test]
+fn loss_is_not_judged_in_a_compacted_topic() {
+    within(120, async {
+        let scene = Scene::with(&[("cleanup.policy", "compact")]).await;
+        scene.publish(&["a"]).await;
+        scene.relay.catch_up().await;
+        let mut records = scene.records().await;
+        records.truncate(6);
+        scene.hand.delete(&scene.topic).await;
+        let compact = [("cleanup.policy", "compact")];
+        scene.hand.create(&scene.topic, 1, &compact).await;
+        scene.hand.write(&scene.topic, &records);
+        let found = scene.verify().await;
+        assert!(found.is_clean(), "{found:?}");
+        assert_eq!(found.json["unjudged"]["perhaps_compacted"], 2);
+    });
+}
+
+#[test]
+fn rows_from_before_the_first_start_are_not_lost() {
+    within(120, async {
+        let mut scene = Scene::new().await;
+        let client = scene.database.connect().await;
+        client
+            .batch_execute("delete from outbox.relay")
+            .await
+            .unwrap();
+        scene.relay.name = unique("relay");
+        scene.topic = unique("topic");
+        scene.hand.create(&scene.topic, 1, &[]).await;
+        scene.publish(&["a"]).await;
+        scene.relay.more.extend(["--start".into(), "now".into()]);
+        scene.relay.catch_up().await;
+        assert_eq!(scene.records().await.len(), 0);
+        scene.publish(&["a", "b"]).await;
+        scene.relay.catch_up().await;
+        assert_eq!(scene.records().await.len(), 2);
+        let found = scene.verify().await;
+        assert!(found.is_clean(), "{found:?}");
+        assert_eq!(found.json["unjudged"]["not_yet_published"], 1);
+    });
+}
+
+#[test]
 fn beside_a_running_relay_and_its_writers_there_is_no_false_alarm() {
     within(180, async {
         let database = TestDatabase::new().await;
@@ -273,6 +321,11 @@ fn beside_a_running_relay_and_its_writers_there_is_no_false_alarm() {
             pause: Duration::from_millis(5),
             ..Load::default()
         };
+        let positions = format!("outbox-relay.position.{}", relay.name);
+        until("a position", 60, async || {
+            !records(&relay.brokers, &positions).await.is_empty()
+        })
+        .await;
         let writers = Writers::start(&database, &format!("{}-", relay.name), load).await;
         let client = database.connect().await;
         let mut events = 0;
