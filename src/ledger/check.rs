@@ -346,8 +346,6 @@ impl Check<'_> {
             .map(|claim| self.claims[claim].position)
     }
 
-    /// I2. Of several sightings the one that the earliest position record claims is judged further: it is the one that
-
     /// Describes an event of the ledger, at the place where it was seen if it was.
     pub(super) fn offender(&self, event: usize, seen: Option<&Sighting>, what: String) -> Offender {
         let Event {

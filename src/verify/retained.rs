@@ -91,7 +91,6 @@ pub async fn read(
             false => retained.ledger.commit_undue(id.to_string(), events),
         };
     }
-    drop(rows);
     client.batch_execute("rollback").await?;
     Ok(retained)
 }
