@@ -197,6 +197,7 @@ impl Keeper {
     async fn keep(self, mut questions: mpsc::Receiver<oneshot::Sender<bool>>) {
         loop {
             let question = tokio::select! {
+                biased;
                 question = questions.recv() => match question {
                     Some(question) => Some(question),
                     None => return,

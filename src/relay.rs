@@ -145,7 +145,14 @@ impl<C: Capture, S: Sink, L: Lease> Relay<C, S, L> {
         if let Some(position) = self.sink.open().await? {
             return Ok(position);
         }
-        let genesis = self.capture.genesis(self.settings.start).await?;
+        let genesis = match self.capture.genesis(self.settings.start).await {
+            Ok(genesis) => genesis,
+            Err(fault) => {
+                // One that stood still since it opened must not take its successor's registration for a lost position.
+                self.lease.prove().await?;
+                return Err(fault);
+            }
+        };
         info!("first start of this relay: beginning at {}", genesis.seen);
         self.sink.publish(Batch::genesis(genesis.clone())).await?;
         crash_point("relay.genesis");
@@ -252,6 +259,7 @@ impl<C: Capture, S: Sink, L: Lease> Relay<C, S, L> {
 
     async fn pause(&self, time: Duration) {
         tokio::select! {
+            biased;
             () = sleep(time) => {}
             () = self.stop.cancelled() => {}
         }
