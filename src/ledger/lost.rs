@@ -102,12 +102,8 @@ impl Check<'_> {
     /// that is seen in such a partition, the largest of several, and all if one of them shows nothing.
     fn frontiers(&self) -> HashMap<&str, u64> {
         let mut first: HashMap<(&str, i32), (i64, u64)> = HashMap::new();
-        for (event, seen) in self
-            .first
-            .iter()
-            .enumerate()
-            .filter(|(_, seen)| !seen.is_none())
-        {
+        for event in (0..self.first.len()).filter(|event| self.has_a_place(*event)) {
+            let seen = &self.first[event];
             let (topic, partition) = &self.partitions.names[seen.partition as usize];
             let start = self
                 .limits

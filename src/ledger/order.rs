@@ -18,7 +18,7 @@ impl Check<'_> {
     pub(super) fn judge_order_of_keys(&self, report: &mut Report, stale: &mut [bool]) {
         let lane = |event: usize| (self.ledger.events[event].key, self.first[event].partition);
         let mut seen: Vec<u32> = (0..number(self.first.len()))
-            .filter(|event| !self.first[*event as usize].is_none())
+            .filter(|event| self.has_a_place(*event as usize))
             .collect();
         seen.sort_unstable_by_key(|event| {
             (lane(*event as usize), self.first[*event as usize].offset)
@@ -85,5 +85,14 @@ impl Check<'_> {
                 }
             }
         }
+    }
+
+    /// Whether an event is seen and its version says when it was published. That follows from the last row of its
+    /// transaction, so it does not where rows of the transaction were deleted.
+    pub(super) fn has_a_place(&self, event: usize) -> bool {
+        let seen = &self.first[event];
+        let transaction = self.ledger.events[event].transaction as usize;
+        let rows = || self.ledger.events_of(transaction).len();
+        !seen.is_none() && !(self.ledger.retained && seen.tx_count as usize > rows())
     }
 }

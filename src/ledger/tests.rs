@@ -555,6 +555,16 @@ fn deleted_rows_and_compacted_position_records_are_no_fault() {
 }
 
 #[test]
+fn the_order_of_a_transaction_that_lost_rows_is_not_judged() {
+    let mut history = clean(&[vec![0], vec![0, 1]], 1);
+    history.exchange(0, 1);
+    let check = |history: &History| judged(history, &retained(history, &[], &[]), |_| ());
+    assert_eq!(check(&history).out_of_order.count, 1);
+    history.committed[1].1.pop();
+    assert_eq!(check(&history).out_of_order.count, 0);
+}
+
+#[test]
 fn an_undue_transaction_may_be_seen_or_not_or_in_part() {
     let mut history = sample();
     history.positions.truncate(2);
