@@ -92,7 +92,8 @@ impl Check<'_> {
     pub(super) fn has_a_place(&self, event: usize) -> bool {
         let seen = &self.first[event];
         let transaction = self.ledger.events[event].transaction as usize;
-        let rows = || self.ledger.events_of(transaction).len();
-        !seen.is_none() && !(self.ledger.retained && seen.tx_count as usize > rows())
+        let rows = self.ledger.events_of(transaction).len();
+        let lost_rows = self.ledger.retained && seen.tx_count as usize > rows;
+        !seen.is_none() && !lost_rows
     }
 }
