@@ -1,0 +1,147 @@
+//! What a run must have kept: I1 to I5 by the production checker, the rest here.
+
+use outbox_relay::ledger::{
+    CommittedEvent, Ledger, PositionRecord as Claimed, PublishedRange, Report, SeenRecord,
+};
+use outbox_relay::sink::kafka::record::PositionRecord;
+
+use crate::kafka::{Content, Kafka};
+use crate::postgres::shell::topic_of;
+use crate::world::World;
+
+/// A broken invariant.
+#[derive(Clone, Debug)]
+pub struct Violation {
+    /// Its number.
+    pub invariant: &'static str,
+    pub what: String,
+}
+
+impl Violation {
+    pub fn new(invariant: &'static str, what: impl Into<String>) -> Self {
+        let what = what.into();
+        Self { invariant, what }
+    }
+}
+
+/// Judges the end state. `complete`: all must have been published; not so where the relay had to stop.
+pub fn judge(world: &World, complete: bool) -> (Report, Vec<Violation>) {
+    let ledger = ledger(world);
+    let kafka = world.kafka();
+    let report = check(world, &ledger, &kafka);
+    let mut violations = Vec::new();
+    for (invariant, found) in [
+        ("I1", &report.lost),
+        ("I2", &report.doubled),
+        ("I3", &report.out_of_order),
+        ("I4", &report.torn),
+        ("I5", &report.phantoms),
+    ] {
+        let excused = invariant == "I1" && !complete;
+        if let Some(first) = found.first.first().filter(|_| !excused) {
+            violations.push(Violation::new(
+                invariant,
+                format!("{} of: {first}", found.count),
+            ));
+        }
+    }
+    violations.extend(positions_grow(&kafka));
+    violations.extend(one_writer(&kafka));
+    (report, violations)
+}
+
+/// What is committed and durable in the end.
+fn ledger(world: &World) -> Ledger {
+    let mut server = world.postgres();
+    let end = server.written();
+    server.flush(end);
+    let mut rows: Vec<_> = server.present_rows().cloned().collect();
+    rows.sort_by_key(|row| (row.xid, row.seq));
+    let mut ledger = Ledger::new();
+    for transaction in rows.chunk_by(|a, b| a.xid == b.xid) {
+        let events = transaction.iter().map(|row| CommittedEvent {
+            id: row.id,
+            topic: topic_of(world, row.key),
+            key: row.key.to_string(),
+            version: row.version,
+        });
+        ledger.commit(transaction[0].xid.to_string(), events);
+    }
+    ledger
+}
+
+fn check(world: &World, ledger: &Ledger, kafka: &Kafka) -> Report {
+    let mut check = ledger.check();
+    for (offset, record) in kafka.positions() {
+        check.position(&claimed(offset, record));
+    }
+    for visible in kafka.visible() {
+        if let Content::Event {
+            id,
+            key,
+            tx_id,
+            tx_index,
+            tx_count,
+        } = &visible.written.content
+        {
+            let (topic, partition) = world.partition_name(visible.partition);
+            check.record(SeenRecord {
+                topic: &topic,
+                partition,
+                offset: visible.offset,
+                id: *id,
+                key,
+                tx_id,
+                tx_index: *tx_index,
+                tx_count: *tx_count,
+            });
+        }
+    }
+    check.finish()
+}
+
+fn claimed(offset: i64, record: &PositionRecord) -> Claimed {
+    let ranges = record.partitions.iter().flat_map(|(topic, partitions)| {
+        partitions.iter().map(|(partition, range)| PublishedRange {
+            topic: topic.clone(),
+            partition: *partition,
+            first_offset: range[0],
+            last_offset: range[1],
+            count: range[2].unsigned_abs(),
+        })
+    });
+    Claimed {
+        offset,
+        kafka_transaction: record.kafka_transaction,
+        instance: record.instance.clone(),
+        position: record.position.clone(),
+        partitions: ranges.collect(),
+    }
+}
+
+/// I7.
+fn positions_grow(kafka: &Kafka) -> Option<Violation> {
+    let positions = kafka.positions();
+    let back = positions.windows(2).find(|pair| {
+        let (before, after) = (&pair[0].1.position, &pair[1].1.position);
+        before.origin == after.origin && !before.precedes(after)
+    })?;
+    let what = format!("{:?} after {:?}", back[1].1.position, back[0].1.position);
+    Some(Violation::new("I7", what))
+}
+
+/// I8: the terms of the lease in which records were written only grow.
+fn one_writer(kafka: &Kafka) -> Option<Violation> {
+    let visible = kafka.visible();
+    let back = visible.windows(2).find(|pair| {
+        pair[0].partition == pair[1].partition && pair[0].written.term > pair[1].written.term
+    })?;
+    let (before, after) = (back[0].written, back[1].written);
+    Some(Violation::new(
+        "I8",
+        format!(
+            "{} (term {}) wrote after {} (term {})",
+            after.instance, after.term, before.instance, before.term
+        ),
+    ))
+}

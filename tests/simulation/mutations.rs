@@ -1,0 +1,307 @@
+//! Each defence switched off, at the seam: what the decisions are told is falsified, the decisions stay as they are.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use outbox_relay::capture::table::Planned;
+use outbox_relay::capture::table::shell::{Opened, Registration, Shell as TableShell};
+use outbox_relay::event::{Event, Slice};
+use outbox_relay::fault::Fault;
+use outbox_relay::position::{Origin, Position, Snapshot, Xid};
+use outbox_relay::sink::kafka::Proof;
+use outbox_relay::sink::kafka::machine::{Committed, Signal};
+use outbox_relay::sink::kafka::producer::Shell as ProducerShell;
+use outbox_relay::sink::kafka::record::{Partitions, PositionRecord};
+
+use crate::kafka::producer::Producer;
+
+/// A defence that is switched off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mutation {
+    None,
+    /// Every commit that answers OK looks clean.
+    NoRecycling,
+    /// A failed transaction is aborted and its producer used on, instead of being dropped.
+    AbortAndGoOn,
+    /// The position is written beside the Kafka transaction.
+    PositionOutside,
+    /// The position record is written before the events.
+    PositionFirst,
+    /// The position is read before older producers are fenced.
+    PositionBeforeFence,
+    /// The lease is proven before `InitTransactions` only.
+    NoProofAfterInit,
+    /// The position is the end of a snapshot, without what was in progress (`xid > last`, `seq > last`).
+    NoInProgress,
+    /// The position claims all that the snapshot saw.
+    NoTrimming,
+    /// What is visible counts as durable.
+    NoFlushWait,
+    /// A window's transactions come by transaction id.
+    OrderByXid,
+}
+
+impl Mutation {
+    pub const ALL: [Self; 10] = [
+        Self::NoRecycling,
+        Self::AbortAndGoOn,
+        Self::PositionOutside,
+        Self::PositionFirst,
+        Self::PositionBeforeFence,
+        Self::NoProofAfterInit,
+        Self::NoInProgress,
+        Self::NoTrimming,
+        Self::NoFlushWait,
+        Self::OrderByXid,
+    ];
+
+    /// Not missed in these worlds, so not asserted here. The flush wait covers what trimming is for, so only a world
+    /// without both shows it: the capture contract `transaction_ids_that_a_crash_gives_out_again_are_not_skipped`. The
+    /// second proof keeps zombies from fencing their successors again and again, which costs time, not events: the order
+    /// of the machine's commands is asserted in `machine.rs`.
+    pub fn has_another_guard(self) -> bool {
+        matches!(self, Self::NoTrimming | Self::NoProofAfterInit)
+    }
+}
+
+/// A table shell that lies.
+pub struct MutatedTable<S> {
+    inner: S,
+    mutation: Mutation,
+    by_xid: Option<VecDeque<Planned>>,
+}
+
+impl<S> MutatedTable<S> {
+    pub fn new(inner: S, mutation: Mutation) -> Self {
+        Self {
+            inner,
+            mutation,
+            by_xid: None,
+        }
+    }
+}
+
+impl<S: TableShell> TableShell for MutatedTable<S> {
+    type Pages = S::Pages;
+
+    fn is_connected(&self) -> bool {
+        self.inner.is_connected()
+    }
+
+    async fn connect(&mut self) -> Result<Origin, Fault> {
+        self.inner.connect().await
+    }
+
+    fn disconnect(&mut self) {
+        self.inner.disconnect();
+    }
+
+    async fn registrations(&mut self) -> Result<Vec<Registration>, Fault> {
+        self.inner.registrations().await
+    }
+
+    async fn foreign(&mut self) -> Result<Option<Xid>, Fault> {
+        self.inner.foreign().await
+    }
+
+    async fn begin(&mut self) -> Result<(), Fault> {
+        self.inner.begin().await
+    }
+
+    async fn rollback(&mut self) -> Result<(), Fault> {
+        self.inner.rollback().await
+    }
+
+    async fn snapshot(&mut self) -> Result<Snapshot, Fault> {
+        self.inner.snapshot().await
+    }
+
+    async fn open(&mut self, seen: &Snapshot) -> Result<Opened, Fault> {
+        let mut opened = self.inner.open(seen).await?;
+        match self.mutation {
+            Mutation::NoTrimming => opened.highest = opened.snapshot.xmax().checked_sub(1),
+            Mutation::NoInProgress => {
+                let xmax = opened.snapshot.xmax();
+                opened.snapshot = format!("{xmax}:{xmax}:").parse().expect("a snapshot");
+            }
+            _ => {}
+        }
+        Ok(opened)
+    }
+
+    async fn plan(
+        &mut self,
+        seen: &Snapshot,
+        until: &Snapshot,
+        last_seq: i64,
+    ) -> Result<(), Fault> {
+        self.by_xid = None;
+        self.inner.plan(seen, until, last_seq).await
+    }
+
+    async fn planned(&mut self, count: u64) -> Result<Vec<Planned>, Fault> {
+        if self.mutation != Mutation::OrderByXid {
+            return self.inner.planned(count).await;
+        }
+        if self.by_xid.is_none() {
+            let mut all = self.inner.planned(u64::MAX).await?;
+            all.sort_by_key(|planned| planned.xid);
+            self.by_xid = Some(all.into());
+        }
+        let plan = self.by_xid.get_or_insert_default();
+        let count = usize::try_from(count).unwrap_or(usize::MAX);
+        Ok(plan.drain(..count.min(plan.len())).collect())
+    }
+
+    async fn rows(&mut self, xids: &[Xid]) -> Result<Vec<(Xid, Event)>, Fault> {
+        self.inner.rows(xids).await
+    }
+
+    async fn is_flushed(&mut self, written: &str) -> Result<bool, Fault> {
+        match self.mutation {
+            Mutation::NoFlushWait => Ok(true),
+            _ => self.inner.is_flushed(written).await,
+        }
+    }
+
+    async fn nudge(&mut self) -> Result<(), Fault> {
+        self.inner.nudge().await
+    }
+
+    fn pages(&self) -> S::Pages {
+        self.inner.pages()
+    }
+
+    async fn acknowledge(&mut self, position: &Position) -> Result<(), Fault> {
+        self.inner.acknowledge(position).await
+    }
+}
+
+/// A producer shell that lies.
+pub struct MutatedProducer {
+    inner: Producer,
+    mutation: Mutation,
+    kept: bool,
+    read_before: Option<Option<PositionRecord>>,
+    held_back: Vec<Slice>,
+    initialized: Arc<AtomicBool>,
+}
+
+impl MutatedProducer {
+    pub fn new(inner: Producer, mutation: Mutation) -> Self {
+        Self {
+            inner,
+            mutation,
+            kept: false,
+            read_before: None,
+            held_back: Vec::new(),
+            initialized: Arc::default(),
+        }
+    }
+}
+
+impl ProducerShell for MutatedProducer {
+    async fn create(&mut self) -> Result<(), Fault> {
+        if self.kept {
+            return Ok(());
+        }
+        self.inner.create().await
+    }
+
+    async fn init_transactions(&mut self) -> Result<(), Fault> {
+        if std::mem::take(&mut self.kept) {
+            return Ok(());
+        }
+        if self.mutation == Mutation::PositionBeforeFence {
+            self.read_before = Some(self.inner.read_position(false).await?);
+        }
+        self.inner.init_transactions().await?;
+        self.initialized.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    async fn read_position(&mut self, check_topic: bool) -> Result<Option<PositionRecord>, Fault> {
+        match self.read_before.take() {
+            Some(before) => Ok(before),
+            None => self.inner.read_position(check_topic).await,
+        }
+    }
+
+    async fn begin(&mut self) -> Result<(), Fault> {
+        self.held_back.clear();
+        self.inner.begin().await
+    }
+
+    async fn produce(&mut self, slices: Vec<Slice>) -> Result<(), Fault> {
+        if self.mutation == Mutation::PositionFirst {
+            self.held_back.extend(slices);
+            return Ok(());
+        }
+        self.inner.produce(slices).await
+    }
+
+    async fn flush(&mut self) -> Result<Partitions, Fault> {
+        self.inner.flush().await
+    }
+
+    async fn produce_position(&mut self, record: &PositionRecord) -> Result<(), Fault> {
+        match self.mutation {
+            Mutation::PositionOutside => self.inner.plain(record).await,
+            Mutation::PositionFirst => {
+                self.inner.produce_position(record).await?;
+                self.inner.flush().await?;
+                self.inner
+                    .produce(std::mem::take(&mut self.held_back))
+                    .await
+            }
+            _ => self.inner.produce_position(record).await,
+        }
+    }
+
+    async fn commit(&mut self) -> Result<Committed, Fault> {
+        let committed = self.inner.commit().await?;
+        match self.mutation {
+            Mutation::NoRecycling => Ok(Committed {
+                signals: vec![Signal::EndTxnOk],
+                elapsed_ms: 0,
+            }),
+            _ => Ok(committed),
+        }
+    }
+
+    async fn drop_producer(&mut self) {
+        if self.mutation == Mutation::AbortAndGoOn && self.inner.end(false).await.is_ok() {
+            self.kept = true;
+            return;
+        }
+        self.inner.drop_producer().await;
+    }
+}
+
+/// The proof of the lease, left out after `InitTransactions` if the mutation says so.
+pub struct MutatedProof<P> {
+    inner: P,
+    mutation: Mutation,
+    initialized: Arc<AtomicBool>,
+}
+
+impl<P> MutatedProof<P> {
+    pub fn new(inner: P, producer: &MutatedProducer) -> Self {
+        Self {
+            inner,
+            mutation: producer.mutation,
+            initialized: Arc::clone(&producer.initialized),
+        }
+    }
+}
+
+impl<P: Proof> Proof for MutatedProof<P> {
+    async fn prove(&self) -> Result<(), Fault> {
+        let after = self.initialized.swap(false, Ordering::Relaxed);
+        if after && self.mutation == Mutation::NoProofAfterInit {
+            return Ok(());
+        }
+        self.inner.prove().await
+    }
+}

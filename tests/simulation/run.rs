@@ -1,0 +1,265 @@
+//! One run: a world, its relays, its faults, then calm, then the judgement.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use outbox_relay::capture::Start;
+use outbox_relay::capture::table::{BatchLimits, Columns, TableCapture, TableSettings};
+use outbox_relay::fault::Fault;
+use outbox_relay::ledger::Report;
+use outbox_relay::position::Mismatch;
+use outbox_relay::relay::{Published, Relay, RelaySettings};
+use outbox_relay::sink::kafka::KafkaSink;
+use outbox_relay::sink::kafka::machine::Machine;
+use tokio::task::LocalSet;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::faults;
+use crate::judge::{Violation, judge};
+use crate::kafka::{Content, network, producer::Producer};
+use crate::lease::SimulatedLease;
+use crate::mutations::{MutatedProducer, MutatedProof, MutatedTable, Mutation};
+use crate::postgres::shell::{NAME, PostgresShell, TABLE};
+use crate::process::Process;
+use crate::scenario::Scenario;
+use crate::world::World;
+use crate::writers;
+
+/// After the last fault healed, all must be published within this time.
+const LAG_MAX: Duration = Duration::from_secs(60);
+
+/// What became of a run.
+pub struct Outcome {
+    pub report: Report,
+    pub violations: Vec<Violation>,
+    pub counts: BTreeMap<&'static str, u64>,
+    pub virtual_time: Duration,
+    pub trace: Vec<String>,
+}
+
+/// Runs a seed; the same seed is the same run.
+pub fn run(seed: u64, mutation: Mutation, traced: bool) -> Outcome {
+    let ran = catch_unwind(AssertUnwindSafe(|| run_unguarded(seed, mutation, traced)));
+    ran.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        Outcome {
+            report: Report::default(),
+            violations: vec![Violation::new("panic", text.unwrap_or_default())],
+            counts: BTreeMap::new(),
+            virtual_time: Duration::ZERO,
+            trace: Vec::new(),
+        }
+    })
+}
+
+fn run_unguarded(seed: u64, mutation: Mutation, traced: bool) -> Outcome {
+    fastrand::seed(seed);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .expect("a runtime");
+    let tasks = LocalSet::new();
+    let outcome = tasks.block_on(&runtime, live(Scenario::of(seed), mutation, traced));
+    // The tasks that are left end while their world is still there.
+    runtime.block_on(async { drop(tasks) });
+    outcome
+}
+
+async fn live(scenario: Scenario, mutation: Mutation, traced: bool) -> Outcome {
+    let world = World::new(scenario, traced);
+    world.tell(|| format!("{:?}", world.scenario()));
+    world.spawn(writers::write_wal(world.clone()));
+    world.spawn(writers::resolve_prepared(world.clone()));
+    world.spawn(network::time_out_transactions(world.clone()));
+    let writers: Vec<_> = (0..world.scenario().writers)
+        .map(|_| tokio::task::spawn_local(writers::write(world.clone())))
+        .collect();
+    let fleet = Fleet::new(&world, mutation);
+    for number in 0..world.scenario().relays {
+        world.spawn(fleet.clone().supervise(number as usize));
+    }
+    faults::happen(&world, &fleet).await;
+    world.calm_down();
+    faults::heal(&world, &fleet);
+    let mut violations = Vec::new();
+    for writer in writers {
+        writer.await.expect("a writer's end");
+    }
+    let complete = settle(&world, &fleet, &mut violations).await;
+    let (report, broken) = judge(&world, complete);
+    violations.extend(broken);
+    violations.extend(fleet.faults());
+    for violation in &violations {
+        world.tell(|| format!("VIOLATION {}: {}", violation.invariant, violation.what));
+    }
+    Outcome {
+        report,
+        violations,
+        counts: world.counts(),
+        virtual_time: world.elapsed(),
+        trace: world.trace(),
+    }
+}
+
+/// I6. Whether all had to be published.
+async fn settle(world: &World, fleet: &Fleet, violations: &mut Vec<Violation>) -> bool {
+    // Prepared transactions and late frames come to their end first.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let healed = world.elapsed();
+    loop {
+        if world.postgres().timeline > 1 {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            return false;
+        }
+        if missing(world) == 0 {
+            break;
+        }
+        if world.elapsed() > healed + LAG_MAX {
+            let what = format!(
+                "{} events are not visible after {LAG_MAX:?}",
+                missing(world)
+            );
+            violations.push(Violation::new("I6", what));
+            return true;
+        }
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+    fleet.stop();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    true
+}
+
+/// Committed events that no consumer sees.
+fn missing(world: &World) -> usize {
+    let kafka = world.kafka();
+    let seen: std::collections::HashSet<Uuid> = kafka
+        .visible()
+        .iter()
+        .filter_map(|visible| match &visible.written.content {
+            Content::Event { id, .. } => Some(*id),
+            Content::Position(_) => None,
+        })
+        .collect();
+    let server = world.postgres();
+    let missing = server.present_rows().filter(|row| !seen.contains(&row.id));
+    missing.count()
+}
+
+/// The relays of one name.
+#[derive(Clone)]
+pub struct Fleet {
+    world: World,
+    mutation: Mutation,
+    members: Arc<Mutex<BTreeMap<usize, (Process, CancellationToken)>>>,
+    faults: Arc<Mutex<Vec<Violation>>>,
+    stopping: CancellationToken,
+}
+
+impl Fleet {
+    fn new(world: &World, mutation: Mutation) -> Self {
+        Self {
+            world: world.clone(),
+            mutation,
+            members: Arc::default(),
+            faults: Arc::default(),
+            stopping: CancellationToken::new(),
+        }
+    }
+
+    /// The process of a relay that runs now.
+    pub fn member(&self, number: usize) -> Option<(Process, CancellationToken)> {
+        self.members.lock().expect("no panic").get(&number).cloned()
+    }
+
+    pub fn members(&self) -> Vec<Process> {
+        let members = self.members.lock().expect("no panic");
+        members
+            .values()
+            .map(|(process, _)| process.clone())
+            .collect()
+    }
+
+    fn faults(&self) -> Vec<Violation> {
+        self.faults.lock().expect("no panic").clone()
+    }
+
+    fn stop(&self) {
+        self.stopping.cancel();
+        for (_, stop) in self.members.lock().expect("no panic").values() {
+            stop.cancel();
+        }
+    }
+
+    /// Starts a relay again and again, as a service manager does.
+    async fn supervise(self, number: usize) {
+        for start in 0.. {
+            self.world.pass(0..=50).await;
+            if self.stopping.is_cancelled() {
+                return;
+            }
+            let process = Process::new(format!("{number}.{start}"));
+            let stop = CancellationToken::new();
+            let member = (process.clone(), stop.clone());
+            self.members
+                .lock()
+                .expect("no panic")
+                .insert(number, member);
+            self.world.tell(|| format!("{} starts", process.name()));
+            let end = process.run(self.relay(&process, stop)).await;
+            let Some(end) = end else {
+                self.world.tell(|| format!("{} is killed", process.name()));
+                self.world.pass(0..=300).await;
+                continue;
+            };
+            self.world
+                .tell(|| format!("{} ends: {end:?}", process.name()));
+            let promoted = self.world.postgres().timeline > 1;
+            match end {
+                Ok(_) => {}
+                Err(Fault::Position(Mismatch::Timeline(..))) if promoted => return,
+                Err(fault) => {
+                    let violation = Violation::new("I12", fault.to_string());
+                    self.faults.lock().expect("no panic").push(violation);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// The production relay over simulated shells.
+    async fn relay(&self, process: &Process, stop: CancellationToken) -> Result<Published, Fault> {
+        let (world, scenario) = (&self.world, self.world.scenario());
+        let lease = SimulatedLease::new(world, process);
+        let settings = TableSettings {
+            name: NAME.into(),
+            instance: process.name().into(),
+            registers: true,
+            table: TABLE.into(),
+            columns: Columns::default(),
+            route: "topic-0".into(),
+            batch: BatchLimits {
+                events_max: scenario.events_max,
+                bytes_max: 1 << 20,
+            },
+            linger: scenario.linger,
+            poll_min: Duration::from_millis(5),
+            poll_max: Duration::from_millis(100),
+        };
+        let table = MutatedTable::new(PostgresShell::new(world), self.mutation);
+        let capture = TableCapture::with_shell(settings, table);
+        let machine = Machine::new(process.name().into(), scenario.socket_timeout_ms);
+        let producer = MutatedProducer::new(Producer::new(world, process), self.mutation);
+        let proof = MutatedProof::new(lease.clone(), &producer);
+        let sink = KafkaSink::with_shell(machine, proof, producer);
+        let how = RelaySettings {
+            start: Start::Beginning,
+            until_caught_up: false,
+        };
+        Relay::new(capture, sink, lease, how, stop).run().await
+    }
+}

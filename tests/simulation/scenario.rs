@@ -1,0 +1,76 @@
+//! What a seed decides before the run begins: sizes, settings, how often things go wrong.
+
+use std::time::Duration;
+
+/// Everything that is drawn once for a run.
+#[derive(Clone, Debug)]
+pub struct Scenario {
+    pub seed: u64,
+    pub relays: u64,
+    pub writers: u64,
+    pub transactions_of_each_writer: u64,
+    pub keys: u64,
+    pub topics: u64,
+    pub partitions: u64,
+    /// For how long faults happen.
+    pub chaos: Duration,
+    pub lease_time: Duration,
+    pub socket_timeout_ms: u32,
+    pub transaction_timeout_ms: u32,
+    pub events_max: u64,
+    pub linger: Duration,
+    /// Time between two rounds of the WAL writer, at most.
+    pub wal_writer_ms: u64,
+    pub asynchronous_commits: f64,
+    pub rollbacks: f64,
+    pub prepared: f64,
+    pub long_writers: f64,
+    /// Of a Kafka request.
+    pub frame_faults: f64,
+    /// Of a PostgreSQL request.
+    pub query_faults: f64,
+    /// Faults of servers and processes.
+    pub incidents: u64,
+    /// The standby is promoted in the end.
+    pub promotion: bool,
+}
+
+impl Scenario {
+    /// The scenario of a seed.
+    pub fn of(seed: u64) -> Self {
+        let mut random = fastrand::Rng::with_seed(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let ms = |range: std::ops::RangeInclusive<u64>, random: &mut fastrand::Rng| {
+            Duration::from_millis(random.u64(range))
+        };
+        let mut pick = |choices: &[f64]| choices[random.usize(..choices.len())];
+        let (asynchronous_commits, rollbacks) = (pick(&[0.0, 0.3, 0.8]), pick(&[0.0, 0.2, 0.5]));
+        let (prepared, long_writers) = (pick(&[0.0, 0.1]), pick(&[0.0, 0.1, 0.3]));
+        let (frame_faults, query_faults) =
+            (pick(&[0.0, 0.02, 0.1, 0.2]), pick(&[0.0, 0.0, 0.01, 0.05]));
+        let socket_timeout_ms = random.u32(100..=500);
+        Self {
+            seed,
+            relays: random.u64(1..=3),
+            writers: random.u64(1..=4),
+            transactions_of_each_writer: random.u64(2..=10),
+            keys: random.u64(1..=5),
+            topics: random.u64(1..=2),
+            partitions: random.u64(1..=2),
+            chaos: ms(500..=3_000, &mut random),
+            lease_time: ms(150..=1_000, &mut random),
+            socket_timeout_ms,
+            transaction_timeout_ms: socket_timeout_ms * random.u32(2..=6),
+            events_max: random.u64(1..=12),
+            linger: Duration::from_millis(random.u64(0..=3).saturating_sub(1) * 2),
+            wal_writer_ms: random.u64(5..=400),
+            asynchronous_commits,
+            rollbacks,
+            prepared,
+            long_writers,
+            frame_faults,
+            query_faults,
+            incidents: random.u64(0..=6),
+            promotion: random.u64(0..40) == 0,
+        }
+    }
+}
