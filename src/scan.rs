@@ -1,5 +1,5 @@
 //! Reads topics as a `read_committed` consumer sees them, from the beginning to where they end when the reading begins,
-//! and feeds a [`Check`]. Everything here blocks.
+//! and feeds a [`Check`](crate::ledger::Check). Everything here blocks.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -110,7 +110,7 @@ pub(super) struct Position {
     pub(super) position: crate::position::Position,
 }
 
-/// A check under way; see the [module](self) for what it judges.
+/// A check under way; the module says what it judges.
 #[derive(Debug)]
 pub struct Check<'l> {
     pub(super) ledger: &'l Ledger,

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::OFFENDERS_MAX;
 
-/// What a [`Check`] found.
+/// What a [`Check`](super::Check) found.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Report {
     /// Transactions in the ledger.
