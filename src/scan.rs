@@ -24,6 +24,8 @@ const METADATA_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) const POLL: Duration = Duration::from_millis(200);
 /// How long a scan goes on without a new record before it gives up on the broker.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
+/// Pause between two looks at whether a transaction has ended.
+pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// How to reach the brokers.
 #[derive(Clone)]
@@ -156,11 +158,15 @@ impl Scan {
     /// # Errors
     /// When the broker does not answer.
     pub fn goes_on(&self, topic: &str, partition: i32, end: i64) -> Result<bool, Fault> {
+        Ok(end < self.high_watermark(topic, partition)?)
+    }
+
+    fn high_watermark(&self, topic: &str, partition: i32) -> Result<i64, Fault> {
         let (_, high) = self
             .uncommitted
             .fetch_watermarks(topic, partition, METADATA_TIMEOUT)
             .map_err(|error| away(&error))?;
-        Ok(end < high)
+        Ok(high)
     }
 
     /// Where the topic begins and ends now; empty if there is no such topic.
@@ -177,6 +183,34 @@ impl Scan {
             extents.insert(partition, Extent { first, end });
         }
         Ok(extents)
+    }
+
+    /// The same, once all that was written before the call has been decided. A commit is acknowledged when it is decided;
+    /// its markers follow, partition by partition (KIP-98), and until then a `read_committed` consumer does not see it.
+    ///
+    /// # Errors
+    /// When the broker does not answer, or a transaction stays open.
+    pub fn decided_extents(&self, topic: &str) -> Result<Extents, Fault> {
+        let until = Instant::now() + SILENCE_MAX;
+        let mut written = self.extents(topic)?;
+        for (partition, extent) in &mut written {
+            extent.end = self.high_watermark(topic, *partition)?;
+        }
+        loop {
+            let extents = self.extents(topic)?;
+            let open = |(partition, extent): (&i32, &Extent)| {
+                let end = extents.get(partition).map(|now| now.end);
+                end.is_some_and(|end| end < extent.end)
+            };
+            if !written.iter().any(open) {
+                return Ok(extents);
+            }
+            if Instant::now() > until {
+                let why = format!("a transaction stays open in topic {topic}");
+                return Err(Fault::Unavailable(Server::Kafka, why));
+            }
+            pause(LOOK_EVERY);
+        }
     }
 
     /// Feeds the visible records inside the extents, and says by how many offsets it came further. Records that
@@ -269,7 +303,15 @@ impl Scan {
     }
 }
 
-/// Feeds all records of a topic that a `read_committed` consumer sees now.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a scan runs in a blocking thread"
+)]
+pub(crate) fn pause(time: Duration) {
+    std::thread::sleep(time);
+}
+
+/// Feeds all visible records of what was written to a topic before the call.
 ///
 /// # Errors
 /// When the broker does not answer, and what `feed` answers.
@@ -279,7 +321,7 @@ pub fn read(
     feed: impl FnMut(&BorrowedMessage<'_>) -> Result<(), Fault>,
 ) -> Result<(), Fault> {
     let scan = Scan::of(brokers)?;
-    scan.read(topic, &scan.extents(topic)?, |_| (), feed)
+    scan.read(topic, &scan.decided_extents(topic)?, |_| (), feed)
 }
 
 /// Reads the topics and the relay's position topic from the beginning and compares them with the ledger.
@@ -296,7 +338,7 @@ pub fn judge(
     let mut check = ledger.check();
     scan.read(
         position_topic,
-        &scan.extents(position_topic)?,
+        &scan.decided_extents(position_topic)?,
         |_| (),
         |message| {
             check.position(&position(message)?);
@@ -306,7 +348,7 @@ pub fn judge(
     for topic in topics {
         scan.read(
             topic,
-            &scan.extents(topic)?,
+            &scan.decided_extents(topic)?,
             |_| (),
             |message| {
                 check.record(seen(message));

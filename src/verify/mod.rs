@@ -47,9 +47,6 @@ use progress::Progress;
 use retained::Retained;
 use strangers::{Stranger, Strangers};
 
-/// Between two looks at a topic whose last Kafka transaction is not visible yet.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
-
 /// What was found.
 #[derive(Debug, Serialize)]
 pub struct Findings {
@@ -145,10 +142,18 @@ async fn positions(settings: &Settings) -> Result<Vec<PositionRecord>, Fault> {
     let (brokers, topic) = (Brokers::from(&settings.kafka), topic_of(&settings.name));
     let read = move || {
         let mut positions = Vec::new();
-        scan::read(brokers, &topic, |message| {
-            positions.push(scan::position(message)?);
-            Ok(())
-        })?;
+        let scan = Scan::of(brokers)?;
+        // Only what is visible now: a relay that died leaves its transaction open until another comes or it times out.
+        let extents = scan.extents(&topic)?;
+        scan.read(
+            &topic,
+            &extents,
+            |_| (),
+            |message| {
+                positions.push(scan::position(message)?);
+                Ok(())
+            },
+        )?;
         Ok(positions)
     };
     spawn_blocking(read)
@@ -250,7 +255,7 @@ impl Work {
         for topic in &self.topics {
             let mut extents = self.scan.extents(topic)?;
             while self.is_short(topic, &extents)? && Instant::now() < until {
-                pause(LOOK_EVERY);
+                scan::pause(scan::LOOK_EVERY);
                 extents = self.scan.extents(topic)?;
             }
             ends.insert(topic.as_str(), extents);
@@ -304,14 +309,6 @@ impl Work {
         let settling = strangers.settle(&self.client, &self.retained, check, unjudged);
         Handle::current().block_on(settling)
     }
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the scan runs in a blocking thread"
-)]
-fn pause(time: Duration) {
-    std::thread::sleep(time);
 }
 
 impl Findings {
