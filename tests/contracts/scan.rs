@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use outbox_relay::scan::{Scan, offsets_of};
 use rdkafka::Message;
+use rdkafka::producer::Producer;
 
-use crate::support::scan::Record;
+use crate::support::scan::{Record, records};
 use crate::support::servers::shared;
 use crate::support::topic::Hand;
 use crate::support::{unique, within};
@@ -107,5 +109,26 @@ fn under_constant_load_it_ends_where_the_topic_ended_when_it_began() {
         stop.store(true, Ordering::Relaxed);
         load.await.unwrap();
         assert!(reads > 20, "{reads}");
+    });
+}
+
+#[test]
+fn what_was_written_before_is_waited_for_until_it_is_decided() {
+    within(90, async {
+        let (brokers, topic) = (shared().await.kafka.brokers(), unique("scan"));
+        let hand = Hand::at(brokers);
+        hand.create(&topic, 1, &[]).await;
+        let producer = hand.producer(Some(&topic));
+        hand.open_transaction(&producer, &topic);
+        let mut reading = tokio::spawn({
+            let topic = topic.clone();
+            async move { records(brokers, &topic).await }
+        });
+        let early = tokio::time::timeout(Duration::from_secs(1), &mut reading).await;
+        assert!(early.is_err(), "{early:?}");
+        producer
+            .commit_transaction(Duration::from_secs(10))
+            .unwrap();
+        assert_eq!(reading.await.unwrap().len(), 1);
     });
 }

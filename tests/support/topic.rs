@@ -86,6 +86,19 @@ impl Hand {
         producer
     }
 
+    /// Begins a transaction with one record in partition 0, and leaves it open.
+    pub fn open_transaction(
+        &self,
+        producer: &ThreadedProducer<DefaultProducerContext>,
+        topic: &str,
+    ) {
+        producer.begin_transaction().expect("a transaction");
+        let record = BaseRecord::<str, str>::to(topic).partition(0).payload("");
+        let queued = producer.send(record).map_err(|(error, _)| error);
+        queued.expect("a place in the queue");
+        producer.flush(PATIENCE).expect("delivery");
+    }
+
     /// Writes the records in a transaction of their own, and commits or aborts it.
     pub fn transaction(
         &self,
