@@ -22,7 +22,7 @@ use crate::sink::memory::{MemorySink, MemoryStore};
 /// # Errors
 /// That fault.
 pub async fn run(settings: &Settings, until_caught_up: bool) -> Result<Published, Fault> {
-    let stop = CancellationToken::new();
+    let asked_to_stop = asked_to_stop()?;
     let lease = AdvisoryLease::new(
         settings.database.clone(),
         &settings.name,
@@ -32,7 +32,7 @@ pub async fn run(settings: &Settings, until_caught_up: bool) -> Result<Published
     match settings.sink {
         SinkKind::Kafka => {
             let sink = KafkaSink::new(settings.kafka.clone(), lease.clone())?;
-            supervise(settings, until_caught_up, sink, lease, stop).await
+            supervise(settings, until_caught_up, sink, lease, asked_to_stop).await
         }
         SinkKind::Memory => {
             supervise(
@@ -40,7 +40,7 @@ pub async fn run(settings: &Settings, until_caught_up: bool) -> Result<Published
                 until_caught_up,
                 MemorySink::new(MemoryStore::default()),
                 lease,
-                stop,
+                asked_to_stop,
             )
             .await
         }
@@ -52,8 +52,9 @@ async fn supervise<S: Sink>(
     until_caught_up: bool,
     sink: S,
     lease: AdvisoryLease,
-    stop: CancellationToken,
+    asked_to_stop: impl Future<Output = &'static str>,
 ) -> Result<Published, Fault> {
+    let stop = CancellationToken::new();
     let capture = TableCapture::new(settings.table.clone(), &settings.database)?;
     let how = RelaySettings {
         start: settings.start,
@@ -63,7 +64,7 @@ async fn supervise<S: Sink>(
     tokio::pin!(relay);
     tokio::select! {
         end = &mut relay => return end,
-        named = asked_to_stop() => info!("{}: finishing the batch under way", named?),
+        named = asked_to_stop => info!("{named}: finishing the batch under way"),
     }
     stop.cancel();
     match timeout(settings.drain_time, relay).await {
@@ -78,15 +79,17 @@ impl Proof for AdvisoryLease {
     }
 }
 
-/// SIGTERM or Ctrl-C, by name.
-async fn asked_to_stop() -> Result<&'static str, Fault> {
+/// SIGTERM or Ctrl-C, by name. From the call on neither ends the process by itself.
+fn asked_to_stop() -> Result<impl Future<Output = &'static str>, Fault> {
     let no_signals =
         |error: std::io::Error| Fault::Defect(format!("signals can't be received: {error}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
-    Ok(tokio::select! {
-        _ = terminate.recv() => "SIGTERM",
-        _ = interrupt.recv() => "Ctrl-C",
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "Ctrl-C",
+        }
     })
 }
 

@@ -39,7 +39,7 @@ pub struct PositionRecord {
     pub offset: i64,
     /// The relay's number of the Kafka transaction.
     pub kafka_transaction: u64,
-    /// The process that published it.
+    /// The producer that published it.
     pub instance: String,
     /// Where the capture stood then.
     pub position: crate::position::Position,
@@ -188,7 +188,7 @@ impl Check<'_> {
         self.limits.entry(Arc::from(topic)).or_default()
     }
 
-    /// Few processes publish in turn, so the last one is nearly always the one.
+    /// Few producers publish in turn, so the last one is nearly always the one.
     fn instance(&mut self, name: &str) -> u32 {
         let known = self.instances.iter().rposition(|known| known == name);
         number(known.unwrap_or_else(|| {

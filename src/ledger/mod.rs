@@ -12,7 +12,7 @@
 //! | I4 | a transaction is seen whole, inside one Kafka transaction, and the relay's position says so | `torn`, transactions |
 //! | I5 | nothing is seen that was not committed | `phantoms`, records |
 //! | I7 | the position only ever grows, and so does the number of the Kafka transaction | `went_back`, position records |
-//! | I8 | after the first position record of a process there is none of an earlier one | `interleaved`, position records |
+//! | I8 | after the first position record of a producer there is none of an earlier one | `interleaved`, position records |
 //!
 //! **One fault, one kind.** Of a doubled event only one sighting is judged further, so a repetition is not out of order
 //! as well. A phantom belongs to no transaction, so it tears none. A transaction of which nothing is seen is lost, not

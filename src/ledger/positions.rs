@@ -1,4 +1,4 @@
-//! I7 and I8: the position only ever grows, and one process publishes at a time.
+//! I7 and I8: the position only ever grows, and one producer publishes at a time.
 
 use super::check::{Check, Position};
 use super::report::{Offender, Report};
@@ -15,7 +15,7 @@ impl Check<'_> {
                 report.went_back.add(|| offender(here, what));
             }
             succeeded[before.instance as usize] |= before.instance != here.instance;
-            // A process that was succeeded never publishes again: a restarted one has another name.
+            // A producer that was succeeded never publishes again: the next one of its process has another name.
             if succeeded[here.instance as usize] {
                 let (old, new) = (self.instance_of(here), self.instance_of(before));
                 let what =

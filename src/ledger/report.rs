@@ -28,7 +28,7 @@ pub struct Report {
     pub phantoms: Violations,
     /// I7: position records that claim less than the one before.
     pub went_back: Violations,
-    /// I8: position records of a process after another one had published.
+    /// I8: position records of a producer after another one had published.
     pub interleaved: Violations,
     /// Events that are not seen, and may be missing rightly.
     pub unjudged: Unjudged,

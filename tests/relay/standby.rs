@@ -57,6 +57,19 @@ fn the_lease_passes_on_at_a_clean_stop() {
 }
 
 #[test]
+fn sigterm_is_obeyed_from_the_first_line_of_the_log_on() {
+    within(60, async {
+        let database = TestDatabase::new().await;
+        let relay = RelayOf::new(&unique("relay"), &database).await;
+        for _ in 0..10 {
+            let process = relay.start().await;
+            process.begins().await;
+            process.terminate().await;
+        }
+    });
+}
+
+#[test]
 fn the_server_ends_the_session_of_a_silent_holder() {
     within(120, async {
         let database = TestDatabase::new().await;

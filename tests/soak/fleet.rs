@@ -17,6 +17,8 @@ use crate::support::process::{RelayOf, RelayProcess};
 const END_MAX: Duration = Duration::from_secs(25);
 /// "Stopped, but a server did not answer within drain-ms": allowed, where servers are killed.
 const DRAIN_DEADLINE: i32 = 5;
+/// For the first line of the log of a new process.
+const BEGIN_MAX: Duration = Duration::from_secs(10);
 const LOG_LINES: usize = 15;
 const MAIN: usize = 0;
 const SECOND: usize = 1;
@@ -168,8 +170,10 @@ impl Fleet {
         let Some(process) = slot.process.take() else {
             return;
         };
-        process.signal(Signal::SIGTERM);
         // It may stand still by another fault.
+        process.signal(Signal::SIGCONT);
+        let _ = timeout(BEGIN_MAX, process.begins()).await;
+        process.signal(Signal::SIGTERM);
         process.signal(Signal::SIGCONT);
         let pid = process.pid();
         match timeout(END_MAX, process.ended()).await {

@@ -92,6 +92,7 @@ impl RelayOf {
     }
 
     fn spawn(&self, file: File, log: PathBuf, log_goes: bool) -> RelayProcess {
+        let log_begin = file.metadata().map_or(0, |it| it.len());
         let child = self
             .command()
             .stdout(Stdio::null())
@@ -104,6 +105,7 @@ impl RelayOf {
             child,
             pid,
             log,
+            log_begin,
             log_goes,
         }
     }
@@ -126,6 +128,8 @@ pub struct RelayProcess {
     child: Child,
     pid: u32,
     log: PathBuf,
+    /// Length of the log before this process.
+    log_begin: u64,
     log_goes: bool,
 }
 
@@ -143,6 +147,13 @@ impl RelayProcess {
 
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Waits until it has said anything. Before that a signal ends it, as it does any program that is being loaded.
+    pub async fn begins(&self) {
+        while std::fs::metadata(&self.log).map_or(0, |it| it.len()) <= self.log_begin {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     pub fn signal(&self, signal: Signal) {

@@ -247,6 +247,8 @@ enum State {
 #[derive(Debug)]
 pub struct Machine {
     instance: String,
+    /// How many producers it has made.
+    producers: u64,
     socket_timeout_ms: u32,
     /// Number of the last Kafka transaction that is known to be committed.
     kafka_transaction: u64,
@@ -254,11 +256,12 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Closed. `instance` goes into every position record.
+    /// Closed. `instance` names the process; with the number of the producer it goes into every position record.
     #[must_use]
     pub fn new(instance: String, socket_timeout_ms: u32) -> Self {
         Self {
             instance,
+            producers: 0,
             socket_timeout_ms,
             kafka_transaction: 0,
             state: State::Closed,
@@ -276,9 +279,7 @@ impl Machine {
     pub fn step(&mut self, input: Input) -> Step {
         let state = std::mem::replace(&mut self.state, State::Closed);
         match (input, state) {
-            (Input::Open, State::Closed) => {
-                self.to(State::Creating(Purpose::Open), Command::Create)
-            }
+            (Input::Open, State::Closed) => self.create(Purpose::Open),
             (Input::Open, _) => self.drop_then(After::Open(Purpose::Open)),
             (Input::Close, State::Closed) => Step::Closed,
             (Input::Close, _) => self.drop_then(After::Close),
@@ -395,10 +396,15 @@ impl Machine {
 
     fn dropped(&mut self, after: After) -> Step {
         match after {
-            After::Open(purpose) => self.to(State::Creating(purpose), Command::Create),
+            After::Open(purpose) => self.create(purpose),
             After::Close => Step::Closed,
             After::Fail(fault) => Step::Failed(fault),
         }
+    }
+
+    fn create(&mut self, purpose: Purpose) -> Step {
+        self.producers += 1;
+        self.to(State::Creating(purpose), Command::Create)
     }
 
     fn record(&self, position: Position, partitions: Partitions) -> PositionRecord {
@@ -411,7 +417,7 @@ impl Machine {
             format: PositionRecord::FORMAT,
             position,
             kafka_transaction: self.kafka_transaction + 1,
-            instance: self.instance.clone(),
+            instance: format!("{}#{}", self.instance, self.producers),
             records: count.unsigned_abs(),
             partitions,
         }
@@ -551,7 +557,7 @@ mod tests {
             format: 1,
             position: position(xmax),
             kafka_transaction,
-            instance: "me".into(),
+            instance: "me#1".into(),
             records: 7,
             partitions: partitions(),
         })
@@ -633,9 +639,21 @@ mod tests {
     }
 
     #[test]
+    fn each_producer_has_a_number_so_that_a_relay_that_comes_back_to_power_is_told_apart() {
+        let mut machine = opened();
+        assert_eq!(machine.record(position(20), partitions()).instance, "me#1");
+        play(
+            &mut machine,
+            vec![Input::Failed(Fault::LeaseLost("".into())), Input::Done],
+        );
+        play(&mut machine, opening(Some(stored(4, 10))));
+        assert_eq!(machine.record(position(20), partitions()).instance, "me#2");
+    }
+
+    #[test]
     fn a_recycled_producer_that_reads_another_position_fails() {
         let mut another = stored(5, 20);
-        another.instance = "other".into();
+        another.instance = "other#1".into();
         for found in [
             None,
             Some(stored(4, 10)),

@@ -94,7 +94,8 @@ pub struct PositionRecord {
     pub position: Position,
     /// Number of the Kafka transaction in this relay's life, from 1.
     pub kafka_transaction: u64,
-    /// The process that published.
+    /// The process that published, and the number of its producer: `host:pid:random#2`. A relay that lost the lease and got
+    /// it back has made another one.
     pub instance: String,
     /// Events in the Kafka transaction, without this record.
     pub records: u64,
