@@ -13,7 +13,7 @@ use tokio_postgres::Client;
 use crate::support::servers::{TestDatabase, own_postgres, postgres_of};
 use crate::support::{until, within};
 
-fn settings() -> TableSettings {
+pub fn settings() -> TableSettings {
     TableSettings {
         name: "shop".into(),
         instance: "test:1".into(),
@@ -86,11 +86,11 @@ async fn insert(client: &Client, payload: &str) {
         .unwrap();
 }
 
-async fn sql(client: &Client, sql: &str) {
+pub async fn sql(client: &Client, sql: &str) {
     client.batch_execute(sql).await.unwrap();
 }
 
-fn on_all_versions(test: impl AsyncFn(&TestDatabase)) {
+pub fn on_all_versions(test: impl AsyncFn(&TestDatabase)) {
     within(120, async {
         for version in [
             PostgresVersion::V14,

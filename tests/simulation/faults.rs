@@ -2,10 +2,16 @@
 
 use std::time::Duration;
 
+use outbox_relay::fault::Fault;
+use outbox_relay::position::Mismatch;
 use tokio::time::sleep;
 
+use crate::process::Blow;
 use crate::run::Fleet;
 use crate::world::World;
+
+/// After so many refusals a person gives up.
+const ADOPTIONS_TRIED: usize = 20;
 
 /// Lets the incidents of the scenario happen, until the time of chaos is over.
 pub async fn happen(world: &World, fleet: &Fleet) {
@@ -18,10 +24,33 @@ pub async fn happen(world: &World, fleet: &Fleet) {
             world.time(0..=chaos),
         ));
     }
+    if let Some(lacking) = scenario.promotion {
+        let at = world.time(0..=chaos);
+        world.spawn(promotion(world.clone(), fleet.clone(), at, lacking));
+    }
     sleep(scenario.chaos).await;
-    if scenario.promotion {
-        note(world, "PostgreSQL: promotion");
-        world.postgres().promote();
+}
+
+/// A standby is promoted. Each relay refuses to go on, until a person has seen that nothing published is missing.
+async fn promotion(world: World, fleet: Fleet, at: Duration, lacking: u64) {
+    sleep(at).await;
+    note(&world, "PostgreSQL: promotion");
+    let mut server = world.postgres();
+    server.promote(lacking as usize);
+    server.up = true;
+    drop(server);
+    let mut ahead = false;
+    for try_number in 0..ADOPTIONS_TRIED {
+        world.pass(100..=1_000).await;
+        let Err(fault) = fleet.adopt(try_number).await else {
+            return note(&world, "position adopted");
+        };
+        world.tell(|| format!("not adopted: {fault}"));
+        ahead |= matches!(fault, Fault::Position(Mismatch::Ahead(..)));
+    }
+    if ahead {
+        note(&world, "position not adopted: the server went back");
+        fleet.abandon();
     }
 }
 
@@ -34,7 +63,7 @@ async fn incident(world: World, fleet: Fleet, at: Duration) {
     sleep(at).await;
     let scenario = world.scenario();
     let member = fleet.member(world.number(0..=scenario.relays - 1) as usize);
-    match (world.number(0..=9), member) {
+    match (world.number(0..=12), member) {
         (0 | 1, _) => {
             if !world.postgres().up {
                 return;
@@ -59,17 +88,21 @@ async fn incident(world: World, fleet: Fleet, at: Duration) {
         }
         (5, Some((process, _))) => {
             note(&world, "relay: kill -9 at an await");
-            process.kill_after_polls(world.number(0..=300));
+            process.strike_after_polls(world.number(0..=300), Blow::Kill);
         }
-        (6..=8, Some((process, _))) => {
-            note(&world, "relay: SIGSTOP");
+        (number @ 6..=11, Some((process, _))) => {
+            let (blow, name) = match number {
+                6..=8 => (Blow::Stop, "relay: SIGSTOP"),
+                _ => (Blow::Suspend, "relay: its machine is suspended"),
+            };
+            note(&world, name);
+            process.strike_after_polls(world.number(0..=30), blow);
             let lease = scenario.lease_time.as_millis() as u64;
-            process.stop();
             world.pass(lease / 2..=lease * 3).await;
             process.go_on();
             world.tell(|| format!("{} goes on", process.name()));
         }
-        (9, Some((_, stop))) => {
+        (12, Some((_, stop))) => {
             note(&world, "relay: SIGTERM");
             stop.cancel();
         }

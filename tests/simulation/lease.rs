@@ -1,5 +1,6 @@
 //! The lease over the simulated PostgreSQL: the same protocol as `AdvisoryLease`, with both views of time. The server ends
-//! a session that was silent for the lease time; the holder counts from the moment in which it *sent* its last good ping.
+//! a session that was silent for the lease time; the holder counts from the moment in which it *sent* its last good ping,
+//! by a clock that stands still while its machine is suspended.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -7,7 +8,7 @@ use std::time::Duration;
 use outbox_relay::fault::{Fault, Server};
 use outbox_relay::lease::Lease;
 use outbox_relay::sink::kafka::Proof;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 
 use crate::postgres::session::Session;
 use crate::process::Process;
@@ -25,6 +26,7 @@ pub struct SimulatedLease {
 /// A session that got the lock. When the process ends, or lets go, the server learns of it, or only by silence.
 struct Holding {
     world: World,
+    process: Process,
     session: u64,
     connection: tokio::sync::Mutex<Session>,
     last_good_ping: Mutex<Option<Instant>>,
@@ -66,7 +68,7 @@ impl SimulatedLease {
 
 impl Holding {
     async fn ping(&self, lease_time: Duration) -> bool {
-        let sent = Instant::now();
+        let sent = self.process.clock();
         let ask = async {
             let mut connection = self.connection.lock().await;
             connection
@@ -80,9 +82,9 @@ impl Holding {
 }
 
 /// Pings three times in a lease time, until the lease is let go or lost.
-async fn keep(holding: std::sync::Weak<Holding>, lease_time: Duration) {
+async fn keep(process: Process, holding: std::sync::Weak<Holding>, lease_time: Duration) {
     loop {
-        sleep(lease_time / 3).await;
+        process.sleep(lease_time / 3).await;
         let Some(holding) = holding.upgrade() else {
             return;
         };
@@ -95,7 +97,7 @@ async fn keep(holding: std::sync::Weak<Holding>, lease_time: Duration) {
 impl Lease for SimulatedLease {
     async fn try_acquire(&self) -> Result<bool, Fault> {
         let (world, lease_time) = (&self.world, self.lease_time);
-        let sent = Instant::now();
+        let sent = self.process.clock();
         let ask = async {
             let mut connection = Session::connect(world).await?;
             let session = world.postgres().new_session();
@@ -115,11 +117,12 @@ impl Lease for SimulatedLease {
         self.process.set_term(term);
         let holding = Arc::new(Holding {
             world: world.clone(),
+            process: self.process.clone(),
             session,
             connection: connection.into(),
             last_good_ping: Some(sent).into(),
         });
-        let keeper = keep(Arc::downgrade(&holding), lease_time);
+        let keeper = keep(self.process.clone(), Arc::downgrade(&holding), lease_time);
         *locked(&self.holding) = Some(holding);
         let governed = self.process.run(keeper);
         world.spawn(async {
@@ -133,7 +136,7 @@ impl Lease for SimulatedLease {
             .holding()
             .and_then(|holding| *locked(&holding.last_good_ping));
         match last {
-            Some(sent) if sent.elapsed() < self.lease_time => Ok(()),
+            Some(sent) if self.process.clock() < sent + self.lease_time => Ok(()),
             Some(_) => Err(lost("no ping was answered within the lease time")),
             None => Err(lost("its session has ended")),
         }

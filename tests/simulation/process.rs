@@ -1,9 +1,13 @@
-//! An operating system process in which a relay runs: it can be stopped, continued, and killed at any await.
+//! An operating system process in which a relay runs: it can be stopped, suspended with its machine, continued, and killed
+//! at any await.
 
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
 
 /// A handle to a process; clones are the same process.
 #[derive(Clone)]
@@ -16,11 +20,23 @@ pub struct Process {
 struct State {
     stopped: bool,
     dead: bool,
-    /// Killed when this many more polls have been made.
-    polls_left: Option<u64>,
+    /// What happens when this many more polls have been made.
+    polls_left: Option<(u64, Blow)>,
+    /// Its machine is suspended since then.
+    suspended: Option<Instant>,
+    /// For how long its clock stood still.
+    stood_still: Duration,
     /// The lease term that it believes to hold.
     term: u64,
     wakers: Vec<Waker>,
+}
+
+/// What happens to a process between two awaits, also where no time passes.
+#[derive(Clone, Copy)]
+pub enum Blow {
+    Kill,
+    Stop,
+    Suspend,
 }
 
 impl Process {
@@ -49,20 +65,34 @@ impl Process {
         self.wake();
     }
 
-    /// SIGKILL at the given poll from now: between any two awaits, also where no time passes.
-    pub fn kill_after_polls(&self, polls: u64) {
-        self.state().polls_left = Some(polls);
+    /// At the given poll from now.
+    pub fn strike_after_polls(&self, polls: u64, blow: Blow) {
+        self.state().polls_left = Some((polls, blow));
     }
 
-    /// SIGSTOP.
-    pub fn stop(&self) {
-        self.state().stopped = true;
-    }
-
-    /// SIGCONT.
+    /// SIGCONT, or its machine goes on.
     pub fn go_on(&self) {
-        self.state().stopped = false;
+        let mut state = self.state();
+        state.stopped = false;
+        state.polls_left = None;
+        let since = state.suspended.take();
+        state.stood_still += since.map(|since| since.elapsed()).unwrap_or_default();
+        drop(state);
         self.wake();
+    }
+
+    /// The monotonic clock of its machine, which stands still while the machine is suspended.
+    pub fn clock(&self) -> Instant {
+        Instant::now() - self.state().stood_still
+    }
+
+    /// Sleeps by that clock.
+    pub async fn sleep(&self, time: Duration) {
+        let until = self.clock() + time;
+        while self.clock() < until {
+            let stood_still = self.state().stood_still;
+            sleep_until(until + stood_still).await;
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -80,25 +110,20 @@ impl Process {
         if state.dead {
             return Gate::Dead;
         }
-        if state.wakers.len() > 8 {
-            state
-                .wakers
-                .retain(|waker| !waker.will_wake(context.waker()));
+        let known = |waker: &Waker| waker.will_wake(context.waker());
+        if !state.wakers.iter().any(known) {
+            state.wakers.push(context.waker().clone());
         }
-        state.wakers.push(context.waker().clone());
-        if state.stopped {
-            return Gate::Stopped;
+        match state.polls_left.take() {
+            Some((0, blow)) => state.suffer(blow),
+            Some((left, blow)) => state.polls_left = Some((left - 1, blow)),
+            None => {}
         }
-        if let Some(left) = state.polls_left.as_mut() {
-            match left.checked_sub(1) {
-                Some(less) => *left = less,
-                None => {
-                    state.dead = true;
-                    return Gate::Dead;
-                }
-            }
+        match (state.dead, state.stopped) {
+            (true, _) => Gate::Dead,
+            (_, true) => Gate::Stopped,
+            _ => Gate::Open,
         }
-        Gate::Open
     }
 
     /// Runs a future inside the process; `None` if the process was killed.
@@ -106,6 +131,19 @@ impl Process {
         Governed {
             process: self.clone(),
             future: Some(Box::pin(future)),
+        }
+    }
+}
+
+impl State {
+    fn suffer(&mut self, blow: Blow) {
+        match blow {
+            Blow::Kill => self.dead = true,
+            Blow::Stop => self.stopped = true,
+            Blow::Suspend => {
+                self.stopped = true;
+                self.suspended.get_or_insert_with(Instant::now);
+            }
         }
     }
 }

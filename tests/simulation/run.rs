@@ -2,15 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use outbox_relay::adopt::{self, Here, Names};
 use outbox_relay::capture::Start;
+use outbox_relay::capture::table::shell::Shell as _;
 use outbox_relay::capture::table::{BatchLimits, Columns, TableCapture, TableSettings};
 use outbox_relay::fault::Fault;
+use outbox_relay::lease::Lease as _;
 use outbox_relay::ledger::Report;
 use outbox_relay::position::Mismatch;
 use outbox_relay::relay::{Published, Relay, RelaySettings};
+use outbox_relay::sink::Sink as _;
 use outbox_relay::sink::kafka::KafkaSink;
 use outbox_relay::sink::kafka::machine::Machine;
 use tokio::task::LocalSet;
@@ -108,12 +113,14 @@ async fn live(scenario: Scenario, mutation: Mutation, traced: bool) -> Outcome {
 
 /// I6. Whether all had to be published.
 async fn settle(world: &World, fleet: &Fleet, violations: &mut Vec<Violation>) -> bool {
-    // Prepared transactions and late frames come to their end first.
-    tokio::time::sleep(Duration::from_secs(4)).await;
+    // Late frames and prepared transactions come to their end first.
+    world.frames_arrive().await;
+    while !world.postgres().prepared().is_empty() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     let healed = world.elapsed();
     loop {
-        if world.postgres().timeline > 1 {
-            tokio::time::sleep(Duration::from_secs(5)).await;
+        if fleet.abandoned.load(Ordering::Relaxed) {
             return false;
         }
         if missing(world) == 0 {
@@ -150,6 +157,12 @@ fn missing(world: &World) -> usize {
     missing.count()
 }
 
+type Parts = (
+    TableCapture<MutatedTable<PostgresShell>>,
+    KafkaSink<MutatedProof<SimulatedLease>, MutatedProducer>,
+    SimulatedLease,
+);
+
 /// The relays of one name.
 #[derive(Clone)]
 pub struct Fleet {
@@ -157,6 +170,7 @@ pub struct Fleet {
     mutation: Mutation,
     members: Arc<Mutex<BTreeMap<usize, (Process, CancellationToken)>>>,
     faults: Arc<Mutex<Vec<Violation>>>,
+    abandoned: Arc<AtomicBool>,
     stopping: CancellationToken,
 }
 
@@ -167,6 +181,7 @@ impl Fleet {
             mutation,
             members: Arc::default(),
             faults: Arc::default(),
+            abandoned: Arc::default(),
             stopping: CancellationToken::new(),
         }
     }
@@ -186,6 +201,11 @@ impl Fleet {
 
     fn faults(&self) -> Vec<Violation> {
         self.faults.lock().expect("no panic").clone()
+    }
+
+    /// The server lost transactions that had committed, and no position can be adopted there.
+    pub fn abandon(&self) {
+        self.abandoned.store(true, Ordering::Relaxed);
     }
 
     fn stop(&self) {
@@ -221,7 +241,10 @@ impl Fleet {
             let promoted = self.world.postgres().timeline > 1;
             match end {
                 Ok(_) => {}
-                Err(Fault::Position(Mismatch::Timeline(..))) if promoted => return,
+                // Stopped until a person has adopted the position.
+                Err(Fault::Position(Mismatch::Timeline(..))) if promoted => {
+                    self.world.pass(100..=500).await;
+                }
                 Err(fault) => {
                     let violation = Violation::new("I12", fault.to_string());
                     self.faults.lock().expect("no panic").push(violation);
@@ -233,6 +256,45 @@ impl Fleet {
 
     /// The production relay over simulated shells.
     async fn relay(&self, process: &Process, stop: CancellationToken) -> Result<Published, Fault> {
+        let (capture, sink, lease) = self.parts(process);
+        let how = RelaySettings {
+            start: Start::Beginning,
+            until_caught_up: false,
+        };
+        Relay::new(capture, sink, lease, how, stop).run().await
+    }
+
+    /// `outbox-relay adopt`: a person vouches for the position.
+    pub async fn adopt(&self, try_number: usize) -> Result<(), Fault> {
+        let process = Process::new(format!("adopt.{try_number}"));
+        let (mut capture, mut sink, lease) = self.parts(&process);
+        if !lease.try_acquire().await? {
+            return Err(Fault::Refused("the relay is active".into()));
+        }
+        let mut table = PostgresShell::new(&self.world);
+        let here = Here {
+            origin: table.connect().await?,
+            next_xid: table.snapshot().await?.xmax(),
+        };
+        let names = Names {
+            from: NAME,
+            to: NAME,
+        };
+        let adopted = async {
+            let plan = adopt::plan(sink.open().await?, names, &here)?;
+            match plan.changes.is_empty() {
+                true => Ok(()),
+                false => adopt::carry_out(&plan, &mut sink, &mut capture).await,
+            }
+        };
+        let adopted = adopted.await;
+        sink.close().await;
+        lease.release().await;
+        adopted
+    }
+
+    /// The production capture and sink over simulated shells, and the lease.
+    fn parts(&self, process: &Process) -> Parts {
         let (world, scenario) = (&self.world, self.world.scenario());
         let lease = SimulatedLease::new(world, process);
         let settings = TableSettings {
@@ -256,10 +318,6 @@ impl Fleet {
         let producer = MutatedProducer::new(Producer::new(world, process), self.mutation);
         let proof = MutatedProof::new(lease.clone(), &producer);
         let sink = KafkaSink::with_shell(machine, proof, producer);
-        let how = RelaySettings {
-            start: Start::Beginning,
-            until_caught_up: false,
-        };
-        Relay::new(capture, sink, lease, how, stop).run().await
+        (capture, sink, lease)
     }
 }

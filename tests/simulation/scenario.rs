@@ -31,8 +31,8 @@ pub struct Scenario {
     pub query_faults: f64,
     /// Faults of servers and processes.
     pub incidents: u64,
-    /// The standby is promoted in the end.
-    pub promotion: bool,
+    /// The standby is promoted; it lacks so many records of the log.
+    pub promotion: Option<u64>,
 }
 
 impl Scenario {
@@ -70,7 +70,7 @@ impl Scenario {
             frame_faults,
             query_faults,
             incidents: random.u64(0..=6),
-            promotion: random.u64(0..40) == 0,
+            promotion: (random.u64(0..10) == 0).then(|| random.u64(0..=30)),
         }
     }
 }

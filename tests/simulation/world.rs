@@ -7,7 +7,7 @@ use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::kafka::Kafka;
 use crate::postgres::Postgres;
@@ -24,6 +24,8 @@ struct Inner {
     postgres: Mutex<Postgres>,
     kafka: Mutex<Kafka>,
     calm: Mutex<bool>,
+    /// When the last frame arrives of those that were sent.
+    last_arrival: Mutex<Instant>,
     counts: Mutex<BTreeMap<&'static str, u64>>,
     trace: Option<Mutex<Vec<String>>>,
 }
@@ -42,6 +44,7 @@ impl World {
             postgres: Mutex::new(Postgres::new(&scenario)),
             kafka: Mutex::new(Kafka::new(&scenario)),
             calm: Mutex::new(false),
+            last_arrival: Mutex::new(Instant::now()),
             counts: Mutex::default(),
             trace: traced.then(Mutex::default),
             scenario,
@@ -99,6 +102,22 @@ impl World {
     /// True with this probability as long as faults may happen.
     pub fn trouble(&self, probability: f64) -> bool {
         !self.is_calm() && self.chance(probability)
+    }
+
+    /// The time that a frame needs to arrive.
+    pub async fn travel(&self, time: Duration) {
+        let arrival = Instant::now() + time;
+        {
+            let mut last = locked(&self.0.last_arrival);
+            *last = arrival.max(*last);
+        }
+        sleep_until(arrival).await;
+    }
+
+    /// Until the frames that are under way now have arrived, however late.
+    pub async fn frames_arrive(&self) {
+        let last = *locked(&self.0.last_arrival);
+        sleep_until(last).await;
     }
 
     /// Counts something that happened, for the summary.

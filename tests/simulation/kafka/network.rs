@@ -74,7 +74,7 @@ async fn deliver(
     reply: oneshot::Sender<Answer>,
 ) {
     let life = world.kafka().life;
-    sleep(arrives).await;
+    world.travel(arrives).await;
     let served = |kafka: &Kafka| kafka.up && kafka.life == life;
     // A broker that went away took its connections with it.
     if !served(&world.kafka()) {

@@ -86,6 +86,8 @@ pub struct Postgres {
     latest_completed: Xid,
     running: BTreeMap<Xid, Running>,
     committed: BTreeSet<Xid>,
+    /// Transactions of which a relay read rows: what it may have published.
+    handed_out: BTreeSet<Xid>,
     rows: Vec<Row>,
     /// Rows by seq that a commit brought; the others of its transaction were undone.
     alive: BTreeSet<i64>,
@@ -109,6 +111,7 @@ impl Postgres {
             latest_completed: 0,
             running: BTreeMap::new(),
             committed: BTreeSet::new(),
+            handed_out: BTreeSet::new(),
             rows: Vec::new(),
             alive: BTreeSet::new(),
             sequence: 0,
@@ -272,6 +275,11 @@ impl Postgres {
         self.visible(snapshot).map(Row::size)
     }
 
+    /// A relay reads rows of these transactions.
+    pub fn hand_out(&mut self, xids: &[Xid]) {
+        self.handed_out.extend(xids);
+    }
+
     /// The rows that are visible now.
     pub fn present_rows(&self) -> impl Iterator<Item = &Row> {
         self.rows.iter().filter(|row| self.is_alive(row))
@@ -329,8 +337,15 @@ impl Postgres {
         self.up = true;
     }
 
-    /// A standby that has everything takes over.
-    pub fn promote(&mut self) {
+    /// An asynchronous standby takes over. It may lack the `lacking` last records that were flushed, but none that was
+    /// handed out: such a loss is a person's to judge.
+    pub fn promote(&mut self, lacking: usize) {
+        let of_one_handed_out = |record: &Record| matches!(record, Record::Commit(xid, _) if self.handed_out.contains(xid));
+        let needed = self.wal.iter().rposition(of_one_handed_out);
+        let received = self.flushed.saturating_sub(lacking);
+        self.wal
+            .truncate(received.max(needed.map_or(1, |at| at + 1)));
+        self.flushed = self.wal.len();
         self.wal.push(Record::Timeline(self.timeline + 1));
         self.flush(self.wal.len());
         self.recover();

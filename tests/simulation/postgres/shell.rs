@@ -180,6 +180,7 @@ impl Shell for PostgresShell {
         } = self;
         let read = |server: &mut Postgres| {
             let snapshot = snapshot_of(server, transaction);
+            server.hand_out(xids);
             let rows = server.visible(&snapshot);
             rows.filter(|row| xids.contains(&row.xid))
                 .cloned()
@@ -223,6 +224,7 @@ impl Pages for SimulatedPages {
     async fn page(&mut self, xid: Xid, after_seq: i64, events: u64) -> Result<Vec<Event>, Fault> {
         let mut session = Session::connect(&self.0).await?;
         let read = |server: &mut Postgres| {
+            server.hand_out(&[xid]);
             let rows = server.present_rows();
             let mut rows: Vec<Row> = rows
                 .filter(|row| row.xid == xid && row.seq > after_seq)
