@@ -33,6 +33,8 @@ use watch::Seen;
 
 /// When the relay is killed, in hundredths of the story.
 const KILLS: [u32; 2] = [40, 70];
+/// How long a kill waits for a relay, on a slow machine, that has published nothing yet.
+const STREAM_WAIT_MAX: Duration = Duration::from_secs(20);
 /// How long the relay may need, after the writers stopped, to publish the rest.
 const CATCH_UP_MAX: Duration = Duration::from_secs(60);
 /// How long the relay may need to end after SIGTERM: its own drain-ms and some more.
@@ -273,7 +275,7 @@ impl Run<'_> {
             let kills = kills.iter().map(|at| start + length * *at / 100);
             tokio::try_join!(
                 story::play(self.database, &plot),
-                relay.suffer(kills, self.show)
+                relay.suffer(kills, &self.seen, self.show)
             )?;
             self.all_visible(relay, &plot).await
         };
@@ -399,15 +401,23 @@ impl<'s> Relay<'s> {
         Ok(())
     }
 
-    /// SIGKILL at each of the moments, and a new start at once.
+    /// SIGKILL at each of the moments, or later, when it has published something; and a new start at once.
     async fn suffer(
         &mut self,
         moments: impl Iterator<Item = Instant>,
+        seen: &Seen,
         show: &Show,
     ) -> Result<(), Fault> {
         for moment in moments {
+            let before = seen.so_far().0;
+            let in_stream = async {
+                sleep_until(moment).await;
+                while seen.so_far().0 == before && moment.elapsed() < STREAM_WAIT_MAX {
+                    sleep(Duration::from_millis(5)).await;
+                }
+            };
             tokio::select! {
-                () = sleep_until(moment) => {}
+                () = in_stream => {}
                 fault = self.ended() => return Err(fault),
             }
             let killed = self.pid;
