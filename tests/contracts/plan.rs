@@ -43,10 +43,9 @@ async fn compare(
     rows: &[RowSize],
     (seen, until, last_seq): (&Snapshot, &Snapshot, i64),
 ) -> usize {
-    shell.begin().await.unwrap();
     let opened = shell.open(seen).await.unwrap();
-    shell.plan(seen, until, last_seq).await.unwrap();
-    let planned = shell.planned(PLAN_MAX).await.unwrap();
+    let planned = shell.plan(seen, until, last_seq, PLAN_MAX);
+    let planned = planned.await.unwrap();
     shell.rollback().await.unwrap();
     let asked = format!("from {seen} to {until} above {last_seq} of {rows:?}");
     let rows = || rows.iter().copied();

@@ -15,6 +15,7 @@ use outbox_relay::sink::kafka::producer::Shell as ProducerShell;
 use outbox_relay::sink::kafka::record::{Partitions, PositionRecord};
 
 use crate::kafka::producer::Producer;
+use crate::postgres::shell::drained;
 
 /// A defence that is switched off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +65,7 @@ impl Mutation {
 pub struct MutatedTable<S> {
     inner: S,
     mutation: Mutation,
-    by_xid: Option<VecDeque<Planned>>,
+    by_xid: VecDeque<Planned>,
 }
 
 impl<S> MutatedTable<S> {
@@ -72,7 +73,7 @@ impl<S> MutatedTable<S> {
         Self {
             inner,
             mutation,
-            by_xid: None,
+            by_xid: VecDeque::new(),
         }
     }
 }
@@ -98,10 +99,6 @@ impl<S: TableShell> TableShell for MutatedTable<S> {
 
     async fn foreign(&mut self) -> Result<Option<Xid>, Fault> {
         self.inner.foreign().await
-    }
-
-    async fn begin(&mut self) -> Result<(), Fault> {
-        self.inner.begin().await
     }
 
     async fn rollback(&mut self) -> Result<(), Fault> {
@@ -130,27 +127,26 @@ impl<S: TableShell> TableShell for MutatedTable<S> {
         seen: &Snapshot,
         until: &Snapshot,
         last_seq: i64,
-    ) -> Result<(), Fault> {
-        self.by_xid = None;
-        self.inner.plan(seen, until, last_seq).await
+        count: u64,
+    ) -> Result<Vec<Planned>, Fault> {
+        if self.mutation != Mutation::OrderByXid {
+            return self.inner.plan(seen, until, last_seq, count).await;
+        }
+        let mut all = self.inner.plan(seen, until, last_seq, u64::MAX).await?;
+        all.sort_by_key(|planned| planned.xid);
+        self.by_xid = all.into();
+        self.planned(count).await
     }
 
     async fn planned(&mut self, count: u64) -> Result<Vec<Planned>, Fault> {
-        if self.mutation != Mutation::OrderByXid {
-            return self.inner.planned(count).await;
+        match self.mutation {
+            Mutation::OrderByXid => Ok(drained(&mut self.by_xid, count)),
+            _ => self.inner.planned(count).await,
         }
-        if self.by_xid.is_none() {
-            let mut all = self.inner.planned(u64::MAX).await?;
-            all.sort_by_key(|planned| planned.xid);
-            self.by_xid = Some(all.into());
-        }
-        let plan = self.by_xid.get_or_insert_default();
-        let count = usize::try_from(count).unwrap_or(usize::MAX);
-        Ok(plan.drain(..count.min(plan.len())).collect())
     }
 
-    async fn rows(&mut self, xids: &[Xid]) -> Result<Vec<(Xid, Event)>, Fault> {
-        self.inner.rows(xids).await
+    async fn rows(&mut self, xids: &[Xid], last: bool) -> Result<Vec<(Xid, Event)>, Fault> {
+        self.inner.rows(xids, last).await
     }
 
     async fn is_flushed(&mut self, written: &str) -> Result<bool, Fault> {

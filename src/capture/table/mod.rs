@@ -87,6 +87,8 @@ struct Session {
 struct OpenWindow {
     seen: Snapshot,
     until: Snapshot,
+    /// The end of WAL that must be flushed before anything of the window is handed out; none once it was.
+    written: Option<String>,
     /// Opened anew at the server's present, not resumed in its middle.
     fresh: bool,
     planned: VecDeque<Planned>,
@@ -245,8 +247,7 @@ struct Reading<'a, S> {
 impl<S: Shell> Reading<'_, S> {
     /// All that is committed and durable now, as a position may claim it.
     async fn present(&mut self) -> Result<Snapshot, Fault> {
-        self.begin().await?;
-        let opened = self.shell.open(&Snapshot::empty()).await?;
+        let opened = self.open(&Snapshot::empty()).await?;
         self.end().await?;
         self.durable(&opened.written).await?;
         Ok(opened.snapshot.trimmed(&Snapshot::empty(), opened.highest))
@@ -266,15 +267,17 @@ impl<S: Shell> Reading<'_, S> {
         let Some(mut window) = self.session.window.take() else {
             return Ok(None);
         };
-        let Some(batch) = self.next_batch(&mut window).await? else {
-            return Ok(None);
-        };
+        let batch = self.next_batch(&mut window).await?;
+        if let Some(written) = window.written.take().filter(|_| batch.is_some()) {
+            // Asked last: by now the flush is done more often than not.
+            self.durable(&written).await?;
+        }
         if window.stands_at.window.is_some() {
             self.session.window = Some(window);
         } else {
             self.end().await?;
         }
-        Ok(Some(batch))
+        Ok(batch)
     }
 
     /// `None` if there is nothing after the position.
@@ -283,11 +286,11 @@ impl<S: Shell> Reading<'_, S> {
         if resumed.is_none() && self.unchanged(after).await? {
             return Ok(None);
         }
-        let mut opened = self.open(after).await?;
+        let mut opened = self.open(&after.seen).await?;
         if resumed.is_none() && !self.settings.linger.is_zero() && opened.found() {
             self.end().await?;
             sleep(self.settings.linger).await;
-            opened = self.open(after).await?;
+            opened = self.open(&after.seen).await?;
         }
         self.session.origin.accepts(after, opened.snapshot.xmax())?;
         if resumed.is_none() && !opened.found() {
@@ -302,14 +305,15 @@ impl<S: Shell> Reading<'_, S> {
                 i64::MIN + 1,
             ),
         };
-        self.shell.plan(&after.seen, &until, last_seq).await?;
-        self.durable(&opened.written).await?;
+        let planned = self.shell.plan(&after.seen, &until, last_seq, PLAN_ROWS);
+        let planned: VecDeque<Planned> = planned.await?.into();
         Ok(Some(OpenWindow {
             seen: after.seen.clone(),
             until,
+            written: Some(opened.written),
             fresh: resumed.is_none(),
-            planned: VecDeque::new(),
-            plan_exhausted: false,
+            plan_exhausted: (planned.len() as u64) < PLAN_ROWS,
+            planned,
             opened: Instant::now(),
             stands_at: after.clone(),
         }))
@@ -354,7 +358,7 @@ impl<S: Shell> Reading<'_, S> {
         };
         let (after, catches_up) = (window.stands_at.clone(), done && window.fresh);
         Ok(Some(match cut {
-            Cut::Whole(whole) => Batch::of(self.read_whole(&whole).await?, after, catches_up),
+            Cut::Whole(whole) => Batch::of(self.read_whole(&whole, done).await?, after, catches_up),
             Cut::Large(one) => {
                 let rest = LargeTransaction::new(
                     self.shell.pages(),
@@ -378,9 +382,11 @@ impl<S: Shell> Reading<'_, S> {
         Ok(())
     }
 
-    async fn read_whole(&mut self, whole: &[Planned]) -> Result<Vec<Slice>, Fault> {
+    /// These transactions; the transaction of our own ends with them if they are the `last` of the window.
+    async fn read_whole(&mut self, whole: &[Planned], last: bool) -> Result<Vec<Slice>, Fault> {
         let xids: Vec<Xid> = whole.iter().map(|planned| planned.xid).collect();
-        let rows = self.shell.rows(&xids).await?;
+        let rows = self.shell.rows(&xids, last).await?;
+        self.session.in_transaction &= !last;
         let transactions = assemble(whole, rows).ok_or_else(|| {
             Fault::Defect("a snapshot showed other rows than its plan counted".into())
         })?;
@@ -395,14 +401,9 @@ impl<S: Shell> Reading<'_, S> {
             .collect())
     }
 
-    async fn open(&mut self, after: &Position) -> Result<Opened, Fault> {
-        self.begin().await?;
-        self.shell.open(&after.seen).await
-    }
-
-    async fn begin(&mut self) -> Result<(), Fault> {
+    async fn open(&mut self, seen: &Snapshot) -> Result<Opened, Fault> {
         self.session.in_transaction = true;
-        self.shell.begin().await
+        self.shell.open(seen).await
     }
 
     async fn end(&mut self) -> Result<(), Fault> {

@@ -5,7 +5,7 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use deadpool_postgres::{Object, Pool};
-use futures_util::TryStreamExt;
+use futures_util::{TryFutureExt, TryStreamExt, try_join};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row};
@@ -112,15 +112,6 @@ impl Shell for PostgresShell {
         rows.first().map(|row| xid(row.try_get(0)?)).transpose()
     }
 
-    async fn begin(&mut self) -> Result<(), Fault> {
-        let begin = "begin isolation level repeatable read read only";
-        Ok(self.client()?.batch_execute(begin).await?)
-    }
-
-    async fn rollback(&mut self) -> Result<(), Fault> {
-        Ok(self.client()?.batch_execute("rollback").await?)
-    }
-
     async fn snapshot(&mut self) -> Result<Snapshot, Fault> {
         let row = self
             .client()?
@@ -136,7 +127,9 @@ impl Shell for PostgresShell {
             (&seen.xmax().to_string(), Type::TEXT),
             (&open, Type::TEXT_ARRAY),
         ];
-        let row = client.query_typed_one(&sql.open, &values).await?;
+        // In one flight: a client sends what is polled first, and does not wait for the answer before it sends more.
+        let begin = client.batch_execute("begin isolation level repeatable read read only");
+        let ((), row) = try_join!(begin, client.query_typed_one(&sql.open, &values))?;
         Ok(Opened {
             snapshot: snapshot(row.try_get(0)?)?,
             written: row.try_get(1)?,
@@ -150,30 +143,31 @@ impl Shell for PostgresShell {
         seen: &Snapshot,
         until: &Snapshot,
         last_seq: i64,
-    ) -> Result<(), Fault> {
+        count: u64,
+    ) -> Result<Vec<Planned>, Fault> {
         let Connection { client, sql, .. } = self.connection()?;
         let declare = sql.plan(seen, until, last_seq);
-        Ok(client.batch_execute(&declare).await?)
+        let declared = client.batch_execute(&declare).map_err(Fault::from);
+        let ((), planned) = try_join!(declared, fetched(client, count))?;
+        Ok(planned)
     }
 
     async fn planned(&mut self, count: u64) -> Result<Vec<Planned>, Fault> {
-        let fetch = format!("fetch forward {count} from plan");
-        let rows = self.client()?.query_typed(&fetch, &[]).await?;
-        rows.iter().map(planned).collect()
+        fetched(self.client()?, count).await
     }
 
-    async fn rows(&mut self, xids: &[Xid]) -> Result<Vec<(Xid, Event)>, Fault> {
-        let Connection { client, sql, route } = self.connection()?;
-        let xids: Vec<String> = xids.iter().map(ToString::to_string).collect();
-        let stream = client
-            .query_typed_raw(&sql.rows, [(xids, Type::TEXT_ARRAY)])
-            .await?;
-        let mut stream = pin!(stream);
-        let mut rows = Vec::new();
-        while let Some(row) = stream.try_next().await? {
-            rows.push((xid(row.try_get(0)?)?, route.event(&row)?));
+    async fn rows(&mut self, xids: &[Xid], last: bool) -> Result<Vec<(Xid, Event)>, Fault> {
+        let connection = self.connection()?;
+        let rows = connection.rows(xids);
+        if last {
+            let (rows, ()) = try_join!(rows, connection.rollback())?;
+            return Ok(rows);
         }
-        Ok(rows)
+        rows.await
+    }
+
+    async fn rollback(&mut self) -> Result<(), Fault> {
+        self.connection()?.rollback().await
     }
 
     async fn is_flushed(&mut self, written: &str) -> Result<bool, Fault> {
@@ -319,6 +313,32 @@ pub(crate) async fn shape(
     }
     let shape = Shape::new(&table, &settings.columns, &found)?;
     Ok((table, shape))
+}
+
+impl Connection {
+    async fn rows(&self, xids: &[Xid]) -> Result<Vec<(Xid, Event)>, Fault> {
+        let xids: Vec<String> = xids.iter().map(ToString::to_string).collect();
+        let stream = self
+            .client
+            .query_typed_raw(&self.sql.rows, [(xids, Type::TEXT_ARRAY)])
+            .await?;
+        let mut stream = pin!(stream);
+        let mut rows = Vec::new();
+        while let Some(row) = stream.try_next().await? {
+            rows.push((xid(row.try_get(0)?)?, self.route.event(&row)?));
+        }
+        Ok(rows)
+    }
+
+    async fn rollback(&self) -> Result<(), Fault> {
+        Ok(self.client.batch_execute("rollback").await?)
+    }
+}
+
+async fn fetched(client: &Client, count: u64) -> Result<Vec<Planned>, Fault> {
+    let fetch = format!("fetch forward {count} from plan");
+    let rows = client.query_typed(&fetch, &[]).await?;
+    rows.iter().map(planned).collect()
 }
 
 fn planned(row: &Row) -> Result<Planned, Fault> {

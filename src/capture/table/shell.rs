@@ -39,8 +39,8 @@ pub struct Registration {
 
 /// One reading connection to a database, and what else the capture needs of it. A simulator implements it too.
 ///
-/// Each method is one round trip. Dropping its future leaves the connection usable: what was begun is over after
-/// [`Shell::rollback`]. After an error the capture calls [`Shell::disconnect`].
+/// Each method is one round trip: an event waits for each of them. Dropping its future leaves the connection usable: what
+/// was begun is over after [`Shell::rollback`]. After an error the capture calls [`Shell::disconnect`].
 #[allow(
     async_fn_in_trait,
     reason = "driven by the capture, which runs in the relay's one task"
@@ -71,27 +71,30 @@ pub trait Shell {
     /// A row's transaction that this server has not reached: the row came from another cluster.
     async fn foreign(&mut self) -> Result<Option<Xid>, Fault>;
 
-    /// Begins a transaction that keeps one snapshot.
-    async fn begin(&mut self) -> Result<(), Fault>;
-
-    /// Ends it, and the plan with it.
-    async fn rollback(&mut self) -> Result<(), Fault>;
-
     /// The present snapshot; touches no table.
     async fn snapshot(&mut self) -> Result<Snapshot, Fault>;
 
-    /// Looks at what is there after `seen`.
+    /// Begins a transaction that keeps one snapshot, and looks at what is there after `seen`.
     async fn open(&mut self, seen: &Snapshot) -> Result<Opened, Fault>;
 
-    /// Opens the plan: the transactions that `seen` has not seen and `until` has, above `last_seq`, by `max(seq)`.
-    async fn plan(&mut self, seen: &Snapshot, until: &Snapshot, last_seq: i64)
-    -> Result<(), Fault>;
+    /// Opens the plan: the transactions that `seen` has not seen and `until` has, above `last_seq`, by `max(seq)`. Answers
+    /// the first `count` of them; fewer if there are no more.
+    async fn plan(
+        &mut self,
+        seen: &Snapshot,
+        until: &Snapshot,
+        last_seq: i64,
+        count: u64,
+    ) -> Result<Vec<Planned>, Fault>;
 
     /// The next `count` transactions of the plan; fewer at its end.
     async fn planned(&mut self, count: u64) -> Result<Vec<Planned>, Fault>;
 
-    /// The rows of these transactions, in any order.
-    async fn rows(&mut self, xids: &[Xid]) -> Result<Vec<(Xid, Event)>, Fault>;
+    /// The rows of these transactions, in any order. The transaction ends with it if they are the `last` of the plan.
+    async fn rows(&mut self, xids: &[Xid], last: bool) -> Result<Vec<(Xid, Event)>, Fault>;
+
+    /// Ends the transaction, and the plan with it.
+    async fn rollback(&mut self) -> Result<(), Fault>;
 
     /// Whether all WAL up to `written` is flushed.
     async fn is_flushed(&mut self, written: &str) -> Result<bool, Fault>;

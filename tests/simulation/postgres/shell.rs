@@ -52,6 +52,12 @@ fn snapshot_of(server: &Postgres, transaction: &mut Option<Option<Snapshot>>) ->
     }
 }
 
+/// The next `count` of a cursor.
+pub fn drained(plan: &mut VecDeque<Planned>, count: u64) -> Vec<Planned> {
+    let count = usize::try_from(count).unwrap_or(usize::MAX);
+    plan.drain(..count.min(plan.len())).collect()
+}
+
 impl Shell for PostgresShell {
     type Pages = SimulatedPages;
 
@@ -99,12 +105,6 @@ impl Shell for PostgresShell {
         self.session()?.ask(above).await
     }
 
-    async fn begin(&mut self) -> Result<(), Fault> {
-        self.session()?.ask(|_| ()).await?;
-        self.transaction.get_or_insert(None);
-        Ok(())
-    }
-
     async fn rollback(&mut self) -> Result<(), Fault> {
         self.session()?.ask(|_| ()).await?;
         (self.transaction, self.plan) = (None, None);
@@ -122,6 +122,7 @@ impl Shell for PostgresShell {
             ..
         } = self;
         let look = |server: &mut Postgres| {
+            transaction.get_or_insert(None);
             let snapshot = snapshot_of(server, transaction);
             let (highest, late) = news(server.sizes(&snapshot), seen);
             Opened {
@@ -140,7 +141,8 @@ impl Shell for PostgresShell {
         seen: &Snapshot,
         until: &Snapshot,
         last_seq: i64,
-    ) -> Result<(), Fault> {
+        count: u64,
+    ) -> Result<Vec<Planned>, Fault> {
         let Self {
             session,
             transaction,
@@ -152,35 +154,34 @@ impl Shell for PostgresShell {
         }
         let declare = |server: &mut Postgres| {
             let snapshot = snapshot_of(server, transaction);
-            plan(server.sizes(&snapshot), seen, until, last_seq)
+            let planned = plan(server.sizes(&snapshot), seen, until, last_seq);
+            drained(cursor.insert(planned.into()), count)
         };
         let session = session.as_mut().ok_or_else(|| away("no connection"))?;
-        *cursor = Some(session.ask(declare).await?.into());
-        Ok(())
+        session.ask(declare).await
     }
 
     async fn planned(&mut self, count: u64) -> Result<Vec<Planned>, Fault> {
         let Self { session, plan, .. } = self;
-        let fetch = |_: &mut Postgres| {
-            let plan = plan.as_mut()?;
-            let count = usize::try_from(count).unwrap_or(usize::MAX);
-            Some(plan.drain(..count.min(plan.len())).collect())
-        };
+        let fetch = |_: &mut Postgres| Some(drained(plan.as_mut()?, count));
         let session = session.as_mut().ok_or_else(|| away("no connection"))?;
         let fetched: Option<Vec<Planned>> = session.ask(fetch).await?;
         fetched.ok_or_else(|| Fault::Defect("there is no plan".into()))
     }
 
-    async fn rows(&mut self, xids: &[Xid]) -> Result<Vec<(Xid, Event)>, Fault> {
+    async fn rows(&mut self, xids: &[Xid], last: bool) -> Result<Vec<(Xid, Event)>, Fault> {
         let Self {
             world,
             session,
             transaction,
-            ..
+            plan,
         } = self;
         let read = |server: &mut Postgres| {
             let snapshot = snapshot_of(server, transaction);
             server.hand_out(xids);
+            if last {
+                (*transaction, *plan) = (None, None);
+            }
             let rows = server.visible(&snapshot);
             rows.filter(|row| xids.contains(&row.xid))
                 .cloned()
