@@ -102,15 +102,15 @@ impl Stage {
             Fault::RelaySessions => self.terminate_sessions().await,
             Fault::BrokerKill { down_ms } => {
                 let mut kafka = self.kafka.lock().await;
-                kafka.kill9().await.map_err(text)?;
+                kafka.kill9(1).await.map_err(text)?;
                 sleep(ms(down_ms)).await;
-                kafka.start().await.map_err(text)?;
+                kafka.start(1).await.map_err(text)?;
             }
             Fault::BrokerPause { for_ms } => {
                 let mut kafka = self.kafka.lock().await;
-                kafka.sigstop().await.map_err(text)?;
+                kafka.sigstop(1).await.map_err(text)?;
                 sleep(ms(for_ms)).await;
-                kafka.sigcont().await.map_err(text)?;
+                kafka.sigcont(1).await.map_err(text)?;
             }
             Fault::PostgresKill { rollbacks, down_ms } => {
                 let mut postgres = self.postgres.lock().await;
