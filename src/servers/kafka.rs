@@ -1,4 +1,4 @@
-//! A throw-away Kafka broker, wherever it comes from.
+//! Throw-away Kafka, wherever it comes from: one node, or a cluster of three.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,57 +12,90 @@ use super::{Origin, Servers, ServersError, port};
 
 const SERVER: &str = "Kafka";
 
-/// A Kafka broker, alone in its cluster. Dropping this leaves it running until its [`Servers`]
-/// ends.
+/// A Kafka cluster of one or three nodes, which are numbered from 1 as Kafka itself numbers them.
+/// Dropping this leaves them running until their [`Servers`] ends.
 pub struct Kafka {
     brokers: String,
-    body: Body,
+    nodes: Vec<Node>,
 }
 
-enum Body {
+enum Node {
     Given,
     Container(Arc<Container>, u16),
-    Binaries(Box<Broker>),
+    Binaries(Broker),
 }
 
-pub(super) async fn bring_up(servers: &Servers) -> Result<Kafka, ServersError> {
+/// So many nodes. A container only ever holds a cluster of one.
+pub(super) async fn bring_up(servers: &Servers, count: usize) -> Result<Kafka, ServersError> {
     if let Some(brokers) = &servers.sources.kafka_brokers {
-        let brokers = brokers.clone();
         return Ok(Kafka {
-            brokers,
-            body: Body::Given,
+            brokers: brokers.clone(),
+            nodes: (0..count).map(|_| Node::Given).collect(),
         });
     }
-    let port = port::free()?;
-    let named = servers.sources.kafka_image.is_some();
-    let container = docker::container(servers, recipe(servers, port), named).await?;
-    let body = if let Some(container) = container {
-        container.wait_until(|| answers(port)).await?;
-        Body::Container(container, port)
-    } else {
-        Body::Binaries(Box::new(Broker::create(servers, port).await?))
+    let ports = port::free_ones(count)?;
+    let nodes = match contained(servers, &ports).await? {
+        Some(node) => vec![node],
+        None => {
+            let nodes = Broker::create(servers, &ports).await?;
+            nodes.into_iter().map(Node::Binaries).collect()
+        }
     };
+    let addresses: Vec<String> = ports
+        .iter()
+        .map(|port| format!("127.0.0.1:{port}"))
+        .collect();
     Ok(Kafka {
-        brokers: format!("127.0.0.1:{port}"),
-        body,
+        brokers: addresses.join(","),
+        nodes,
     })
 }
 
-/// Settings that do not depend on where the broker runs: one node, small internal topics.
-pub(super) const SETTINGS: &[(&str, &str)] = &[
+async fn contained(servers: &Servers, ports: &[u16]) -> Result<Option<Node>, ServersError> {
+    let &[port] = ports else { return Ok(None) };
+    let named = servers.sources.kafka_image.is_some();
+    let Some(container) = docker::container(servers, recipe(servers, port), named).await? else {
+        return Ok(None);
+    };
+    container.wait_until(|| answers(port)).await?;
+    Ok(Some(Node::Container(container, port)))
+}
+
+/// Most copies of a partition.
+const COPIES_MAX: usize = 3;
+
+/// Settings of one of `nodes`, wherever it runs.
+pub(super) fn settings(node: usize, nodes: usize) -> Vec<(&'static str, String)> {
+    let copies = nodes.min(COPIES_MAX);
+    // Of three copies one may be away, and what is acknowledged meanwhile is still on two.
+    let in_sync = copies.div_ceil(2);
+    let numbers = [
+        ("node.id", node),
+        ("default.replication.factor", copies),
+        ("min.insync.replicas", in_sync),
+        ("offsets.topic.replication.factor", copies),
+        ("transaction.state.log.replication.factor", copies),
+        ("transaction.state.log.min.isr", in_sync),
+        // So that transactional ids have different coordinators.
+        ("transaction.state.log.num.partitions", nodes),
+    ];
+    let common = SETTINGS
+        .iter()
+        .map(|(name, value)| (*name, (*value).to_owned()));
+    let numbers = numbers.map(|(name, number)| (name, number.to_string()));
+    common.chain(numbers).collect()
+}
+
+/// Those that are the same everywhere: small internal topics, failures seen soon.
+const SETTINGS: &[(&str, &str)] = &[
     ("process.roles", "broker,controller"),
-    ("node.id", "1"),
     ("controller.listener.names", "CONTROLLER"),
     (
         "listener.security.protocol.map",
         "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
     ),
     ("inter.broker.listener.name", "PLAINTEXT"),
-    ("offsets.topic.replication.factor", "1"),
     ("offsets.topic.num.partitions", "1"),
-    ("transaction.state.log.replication.factor", "1"),
-    ("transaction.state.log.min.isr", "1"),
-    ("transaction.state.log.num.partitions", "1"),
     ("group.initial.rebalance.delay.ms", "0"),
     // A killed broker that comes back is refused until its old session is over, after 9 s by
     // default.
@@ -70,6 +103,8 @@ pub(super) const SETTINGS: &[(&str, &str)] = &[
     ("broker.heartbeat.interval.ms", "500"),
     // A wrong topic name must be an error, not a new topic.
     ("auto.create.topics.enable", "false"),
+    // 128 MiB by default, a third of the heap, for topics that are far smaller.
+    ("log.cleaner.dedupe.buffer.size", "16777216"),
 ];
 
 fn recipe(servers: &Servers, port: u16) -> Recipe {
@@ -88,17 +123,15 @@ fn recipe(servers: &Servers, port: u16) -> Recipe {
         ),
         ("controller.quorum.voters", "1@127.0.0.1:9093".to_owned()),
     ];
-    let common = SETTINGS
-        .iter()
-        .map(|(name, value)| (variable(name), (*value).to_owned()));
-    let places = places.map(|(name, value)| (variable(name), value));
+    let variables = settings(1, 1).into_iter().chain(places);
+    let variables = variables.map(|(name, value)| (variable(name), value));
     let image = servers.sources.kafka_image.clone();
     Recipe {
         server: SERVER,
         image: image.unwrap_or_else(|| format!("apache/kafka:{VERSION}")),
         inner_port: port,
         host_port: port,
-        variables: common.chain(places).collect(),
+        variables: variables.collect(),
         arguments: Vec::new(),
     }
 }
@@ -115,8 +148,8 @@ async fn answers(port: u16) -> bool {
 }
 
 impl Kafka {
-    /// Its address, `127.0.0.1:PORT` for one that was started here. It stays the same over a
-    /// restart.
+    /// The addresses of all nodes, `127.0.0.1:PORT` for those that were started here, separated by commas. They stay the
+    /// same over a restart.
     #[must_use]
     pub fn brokers(&self) -> &str {
         &self.brokers
@@ -125,83 +158,97 @@ impl Kafka {
     /// Where it came from.
     #[must_use]
     pub fn origin(&self) -> Origin {
-        match &self.body {
-            Body::Given => Origin::Given,
-            Body::Container(..) => Origin::Container,
-            Body::Binaries(_) => Origin::Binaries,
+        match self.nodes.first() {
+            None | Some(Node::Given) => Origin::Given,
+            Some(Node::Container(..)) => Origin::Container,
+            Some(Node::Binaries(_)) => Origin::Binaries,
         }
     }
 
-    /// Its log file since the last start, when it runs from binaries.
+    /// The numbers of its nodes.
+    pub fn numbers(&self) -> impl Iterator<Item = usize> + use<> {
+        1..=self.nodes.len()
+    }
+
+    /// The log file of a node since its last start, when it runs from binaries.
     #[must_use]
-    pub fn log(&self) -> Option<&Path> {
-        match &self.body {
-            Body::Binaries(broker) => Some(broker.log()),
-            Body::Given | Body::Container(..) => None,
+    pub fn log(&self, number: usize) -> Option<&Path> {
+        match self.nodes.get(number.checked_sub(1)?)? {
+            Node::Binaries(broker) => Some(broker.log()),
+            Node::Given | Node::Container(..) => None,
         }
     }
 
-    /// Orderly: SIGTERM; returns when it has stopped. One that does not stop in time is killed.
+    fn node(&mut self, number: usize) -> Result<&mut Node, ServersError> {
+        let index = number.checked_sub(1);
+        let node = index.and_then(|index| self.nodes.get_mut(index));
+        node.ok_or(ServersError::State {
+            server: SERVER,
+            state: "a cluster without a node of this number",
+        })
+    }
+
+    /// Orderly: SIGTERM to a node; returns when it has stopped. One that does not stop in time is killed.
     ///
     /// # Errors
-    /// When the broker was given or is not running.
-    pub async fn stop(&mut self) -> Result<(), ServersError> {
-        match &mut self.body {
-            Body::Given => Err(ServersError::Given { server: SERVER }),
-            Body::Container(container, _) => container.stop().await,
-            Body::Binaries(broker) => broker.stop().await,
+    /// When the node was given, is not there, or is not running.
+    pub async fn stop(&mut self, number: usize) -> Result<(), ServersError> {
+        match self.node(number)? {
+            Node::Given => Err(ServersError::Given { server: SERVER }),
+            Node::Container(container, _) => container.stop().await,
+            Node::Binaries(broker) => broker.stop().await,
         }
     }
 
-    /// SIGKILL; returns when it is gone.
+    /// SIGKILL to a node; returns when it is gone.
     ///
     /// # Errors
-    /// When the broker was given or is not running.
-    pub async fn kill9(&mut self) -> Result<(), ServersError> {
-        match &mut self.body {
-            Body::Given => Err(ServersError::Given { server: SERVER }),
-            Body::Container(container, _) => container.kill9().await,
-            Body::Binaries(broker) => broker.kill9().await,
+    /// When the node was given, is not there, or is not running.
+    pub async fn kill9(&mut self, number: usize) -> Result<(), ServersError> {
+        match self.node(number)? {
+            Node::Given => Err(ServersError::Given { server: SERVER }),
+            Node::Container(container, _) => container.kill9().await,
+            Node::Binaries(broker) => broker.kill9().await,
         }
     }
 
-    /// Starts it again after [`stop`](Self::stop) or [`kill9`](Self::kill9), with the same data and address, and waits
-    /// until it answers.
+    /// Starts a node again after [`stop`](Self::stop) or [`kill9`](Self::kill9), with the same data and address, and
+    /// waits until it serves. A node of three serves only beside a second one.
     ///
     /// # Errors
-    /// When the broker was given, is running, or does not start.
-    pub async fn start(&mut self) -> Result<(), ServersError> {
-        match &mut self.body {
-            Body::Given => Err(ServersError::Given { server: SERVER }),
-            Body::Container(container, port) => {
+    /// When the node was given, is not there, is running, or does not start.
+    pub async fn start(&mut self, number: usize) -> Result<(), ServersError> {
+        match self.node(number)? {
+            Node::Given => Err(ServersError::Given { server: SERVER }),
+            Node::Container(container, port) => {
                 container.start().await?;
                 container.wait_until(|| answers(*port)).await
             }
-            Body::Binaries(broker) => broker.start().await,
+            Node::Binaries(broker) => broker.start().await,
         }
     }
 
-    /// SIGSTOP: connections stay open and silent.
+    /// SIGSTOP to a node: connections stay open and silent.
     ///
     /// # Errors
-    /// When the broker was given or is not running.
-    pub async fn sigstop(&mut self) -> Result<(), ServersError> {
-        match &mut self.body {
-            Body::Given => Err(ServersError::Given { server: SERVER }),
-            Body::Container(container, _) => container.freeze().await,
-            Body::Binaries(broker) => broker.sigstop(),
+    /// When the node was given, is not there, or is not running.
+    pub async fn sigstop(&mut self, number: usize) -> Result<(), ServersError> {
+        match self.node(number)? {
+            Node::Given => Err(ServersError::Given { server: SERVER }),
+            Node::Container(container, _) => container.freeze().await,
+            Node::Binaries(broker) => broker.sigstop(),
         }
     }
 
-    /// SIGCONT.
+    /// SIGCONT to a node.
     ///
     /// # Errors
-    /// When the broker was given or is not running.
-    pub async fn sigcont(&mut self) -> Result<(), ServersError> {
-        match &mut self.body {
-            Body::Given => Err(ServersError::Given { server: SERVER }),
-            Body::Container(container, _) => container.thaw().await,
-            Body::Binaries(broker) => broker.sigcont(),
+    /// When the node was given, is not there, or is not running.
+    pub async fn sigcont(&mut self, number: usize) -> Result<(), ServersError> {
+        match self.node(number)? {
+            Node::Given => Err(ServersError::Given { server: SERVER }),
+            Node::Container(container, _) => container.thaw().await,
+            Node::Binaries(broker) => broker.sigcont(),
         }
     }
 }

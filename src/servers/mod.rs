@@ -217,7 +217,21 @@ impl Servers {
     /// When no source of servers is possible here, or the broker does not start; the error then
     /// has the end of its log.
     pub async fn kafka(&self) -> Result<Kafka, ServersError> {
-        let kafka = kafka::bring_up(self).await?;
+        self.kafka_of(1).await
+    }
+
+    /// The same with three nodes, each a broker and a voter among the controllers, and three copies of
+    /// each partition, of which two must be in sync. They come from the binaries even where a Docker
+    /// daemon answers, so this needs Java, unless addresses are given.
+    ///
+    /// # Errors
+    /// Those of [`kafka`](Self::kafka).
+    pub async fn kafka_cluster(&self) -> Result<Kafka, ServersError> {
+        self.kafka_of(3).await
+    }
+
+    async fn kafka_of(&self, nodes: usize) -> Result<Kafka, ServersError> {
+        let kafka = kafka::bring_up(self, nodes).await?;
         self.note(format!("Kafka at {}", kafka.brokers()));
         Ok(kafka)
     }

@@ -79,9 +79,9 @@ fn the_broker_is_killed_and_comes_back() {
         let relay = scene.relay.start().await;
         writers.more(300).await;
         for _ in 0..2 {
-            kafka.kill9().await.unwrap();
+            kafka.kill9(1).await.unwrap();
             writers.more(100).await;
-            kafka.start().await.unwrap();
+            kafka.start(1).await.unwrap();
             writers.more(300).await;
         }
         writers.stop().await;
@@ -214,10 +214,10 @@ fn kafka_is_away_at_the_start() {
         let mut kafka = own_kafka().await;
         let mut scene = Scene::new().await;
         scene.relay.brokers = kafka.brokers().to_owned();
-        kafka.kill9().await.unwrap();
+        kafka.kill9(1).await.unwrap();
         let relay = scene.relay.start().await;
         relay.says("Kafka is not available").await;
-        kafka.start().await.unwrap();
+        kafka.start(1).await.unwrap();
         relay.says("active").await;
         relay.terminate().await;
         assert!(shared().await.kafka.brokers() != scene.relay.brokers);

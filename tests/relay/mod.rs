@@ -1,5 +1,6 @@
 //! The relay as users run it: the binary, real servers, injected faults, and the ledger check at the end.
 
+mod cluster;
 mod commands;
 #[cfg(debug_assertions)]
 mod crash_points;

@@ -59,7 +59,7 @@ fn drain_ms_ends_a_relay_whose_broker_does_not_answer() {
         relay.brokers = kafka.brokers().to_owned();
         let process = relay.start().await;
         process.says("active").await;
-        kafka.sigstop().await.unwrap();
+        kafka.sigstop(1).await.unwrap();
         let client = database.connect().await;
         publish(&client, &unique("topic"), "1").await;
         // An idle relay looks ten times a second; one that publishes, to a broker that is silent, does not.
@@ -72,7 +72,7 @@ fn drain_ms_ends_a_relay_whose_broker_does_not_answer() {
         process.signal(Signal::SIGTERM);
         process.says("within drain-ms (300 ms)").await;
         assert_eq!(process.ended().await.code(), Some(5));
-        kafka.sigcont().await.unwrap();
+        kafka.sigcont(1).await.unwrap();
         relay.catch_up().await;
     });
 }

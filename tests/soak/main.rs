@@ -7,6 +7,7 @@
     reason = "what can't go on ends the run as failed"
 )]
 
+mod brokers;
 mod fleet;
 mod network;
 mod order;
@@ -24,6 +25,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 /// Runs the relay under writers and faults for a while, and then checks every event. Ctrl-C ends the faults early and
 /// checks; a second Ctrl-C ends at once.
@@ -43,9 +45,16 @@ pub struct Args {
     /// Transactions that all writers start in a second.
     #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=2000))]
     transactions_per_second: u32,
+    /// Kafka brokers. Some kinds of faults come with three only.
+    #[arg(long, value_name = "N", default_value = "3", value_parser = one_or_three())]
+    brokers: usize,
     /// Writes the report to this file as well.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
+}
+
+fn one_or_three() -> impl TypedValueParser<Value = usize> {
+    PossibleValuesParser::new(["1", "3"]).map(|count| if count == "1" { 1 } else { 3 })
 }
 
 fn main() -> ExitCode {

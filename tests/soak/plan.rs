@@ -21,10 +21,20 @@ pub enum Fault {
     SecondRelay { for_ms: u64, killed: bool },
     /// `pg_terminate_backend` for some sessions of relays.
     RelaySessions,
-    /// SIGKILL to the broker.
-    BrokerKill { down_ms: u64 },
-    /// SIGSTOP and SIGCONT to the broker: connections stay open and silent.
-    BrokerPause { for_ms: u64 },
+    /// SIGKILL to a broker.
+    BrokerKill { which: Which, down_ms: u64 },
+    /// SIGSTOP and SIGCONT to a broker: connections stay open and silent.
+    BrokerPause { which: Which, for_ms: u64 },
+    /// Orderly shutdown of a broker.
+    BrokerRestart { which: Which, down_ms: u64 },
+    /// All brokers but one are gone, by SIGKILL or by SIGSTOP: no quorum of controllers, and too few copies to write.
+    OneBrokerLeft {
+        left: Which,
+        killed: bool,
+        for_ms: u64,
+    },
+    /// Events need a copy on each broker, and one is killed: it is refused to write them.
+    CopyMissing { which: Which, for_ms: u64 },
     /// SIGKILL to PostgreSQL, right after transactions that rolled back, so that it gives their ids out again.
     PostgresKill { rollbacks: u64, down_ms: u64 },
     /// Fast shutdown of PostgreSQL.
@@ -40,6 +50,21 @@ pub enum Fault {
     /// A commit is held until its client has given it up and is in its next transaction; then the broker gets it, or the
     /// abort that a client could have sent in its place.
     LateEndTxn { as_abort: bool },
+}
+
+/// Which broker of several; where there is one it is that one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    Drawn(usize),
+    /// It leads a partition of a topic of events.
+    LeadsEvents {
+        topic: usize,
+        partition: usize,
+    },
+    /// It leads the position topic.
+    LeadsPositions,
+    /// It coordinates the relay's transactions.
+    Coordinates,
 }
 
 /// A way from the relays to a server.
@@ -89,8 +114,17 @@ impl Fault {
             } => "relay: stopped, longer than the transaction timeout",
             Self::SecondRelay { .. } => "relay: a second one comes and goes",
             Self::RelaySessions => "relay: sessions terminated",
-            Self::BrokerKill { .. } => "broker: kill -9",
+            Self::BrokerKill { which, .. } => match which {
+                Which::Drawn(_) => "broker: kill -9",
+                Which::LeadsEvents { .. } => "broker: kill -9 of a leader of events",
+                Which::LeadsPositions => "broker: kill -9 of the leader of positions",
+                Which::Coordinates => "broker: kill -9 of the coordinator",
+            },
             Self::BrokerPause { .. } => "broker: stopped for a while",
+            Self::BrokerRestart { .. } => "broker: restart",
+            Self::OneBrokerLeft { killed: true, .. } => "brokers: two of three killed",
+            Self::OneBrokerLeft { killed: false, .. } => "brokers: two of three stopped",
+            Self::CopyMissing { .. } => "brokers: too few copies, one killed",
             Self::PostgresKill { .. } => "PostgreSQL: kill -9",
             Self::PostgresRestart { .. } => "PostgreSQL: restart",
             Self::PostgresPause { .. } => "PostgreSQL: stopped for a while",
@@ -128,6 +162,15 @@ impl Fault {
             _ => 0,
         }
     }
+
+    /// How many kills -9 of a broker are in it.
+    pub fn broker_kills(self) -> u64 {
+        match self {
+            Self::BrokerKill { .. } | Self::CopyMissing { .. } => 1,
+            Self::OneBrokerLeft { killed: true, .. } => 2,
+            _ => 0,
+        }
+    }
 }
 
 /// A fault and its moment, counted from the start of the run.
@@ -139,13 +182,13 @@ pub struct Planned {
 
 type Draw = fn(&mut Rng) -> Fault;
 
-/// How often in an hour, and how one is drawn. A new kind of fault is a variant, an arm in `kind`, a line here, and an
-/// arm in `Stage::inject`.
+/// How often in an hour, and how one is drawn. A new kind of fault is a variant, an arm in `kind`, a line here or for
+/// some number of brokers, and an arm in `Stage::inject`.
 ///
-/// No orderly shutdown of the broker: it is the only one, and while it leaves, its partitions have no leader. Its
-/// coordinator then takes a transaction for ended without writing the markers, and `read_committed` stands still for
-/// good (measured, Kafka 4.3.1, `describeProducers`: an open transaction of an epoch that the coordinator has long left).
-const RATES: [(u64, Draw); 22] = [
+/// No orderly shutdown of the only broker: while it leaves, its partitions have no leader. Its coordinator then takes a
+/// transaction for ended without writing the markers, and `read_committed` stands still for good (measured, Kafka 4.3.1,
+/// `describeProducers`: an open transaction of an epoch that the coordinator has long left).
+const RATES: [(u64, Draw); 21] = [
     (330, |_| Fault::RelayKill),
     (40, |rng| Fault::RelayKillTwice {
         after_ms: rng.u64(0..500),
@@ -161,10 +204,8 @@ const RATES: [(u64, Draw); 22] = [
         killed: rng.bool(),
     }),
     (40, |_| Fault::RelaySessions),
-    (36, |rng| Fault::BrokerKill {
-        down_ms: rng.u64(0..3_000),
-    }),
     (16, |rng| Fault::BrokerPause {
+        which: drawn(rng),
         for_ms: rng.u64(500..12_000),
     }),
     (20, |rng| Fault::PostgresKill {
@@ -188,6 +229,49 @@ const RATES: [(u64, Draw); 22] = [
     (12, |_| Fault::LateEndTxn { as_abort: true }),
 ];
 
+/// The same for what differs with one broker.
+const RATES_OF_ONE: [(u64, Draw); 1] = [(36, |rng| killed(drawn(rng), rng))];
+
+/// The same for what differs with three. Each of these stops or slows all writes for some seconds; more of them would
+/// leave a small machine no time to recover between two.
+const RATES_OF_THREE: [(u64, Draw); 8] = [
+    (10, |rng| killed(drawn(rng), rng)),
+    (8, |rng| {
+        let (topic, partition) = (rng.usize(..), rng.usize(..));
+        killed(Which::LeadsEvents { topic, partition }, rng)
+    }),
+    (8, |rng| killed(Which::LeadsPositions, rng)),
+    (8, |rng| killed(Which::Coordinates, rng)),
+    (6, |rng| Fault::BrokerRestart {
+        which: drawn(rng),
+        down_ms: rng.u64(0..3_000),
+    }),
+    (4, |rng| one_left(true, rng)),
+    (4, |rng| one_left(false, rng)),
+    (4, |rng| Fault::CopyMissing {
+        which: drawn(rng),
+        for_ms: rng.u64(2_000..12_000),
+    }),
+];
+
+fn drawn(rng: &mut Rng) -> Which {
+    Which::Drawn(rng.usize(..))
+}
+
+fn killed(which: Which, rng: &mut Rng) -> Fault {
+    // Mostly shorter than the session, after which others take over what it led; starting it takes longer.
+    let down_ms = rng.u64(0..4_000);
+    Fault::BrokerKill { which, down_ms }
+}
+
+fn one_left(killed: bool, rng: &mut Rng) -> Fault {
+    Fault::OneBrokerLeft {
+        left: drawn(rng),
+        killed,
+        for_ms: rng.u64(2_000..12_000),
+    }
+}
+
 fn stall(link: Link, for_ms: u64) -> Fault {
     Fault::NetworkStall { link, for_ms }
 }
@@ -202,11 +286,15 @@ fn pause(pause: Pause, for_ms: u64) -> Fault {
 
 /// The faults of a run, in the order of their moments. Each kind comes at least once, and is spread evenly: one in each
 /// of equal stretches, anywhere in it. Kinds do not wait for each other, so faults overlap.
-pub fn plan(seed: u64, minutes: u64) -> Vec<Planned> {
+pub fn plan(seed: u64, minutes: u64, brokers: usize) -> Vec<Planned> {
+    let more: &[_] = match brokers {
+        1 => &RATES_OF_ONE,
+        _ => &RATES_OF_THREE,
+    };
     let mut rng = Rng::with_seed(seed);
     let length_ms = minutes * 60_000 - FIRST_MS;
     let mut planned = Vec::new();
-    for (per_hour, draw) in RATES {
+    for (per_hour, draw) in RATES.iter().chain(more) {
         let count = (per_hour * minutes).div_ceil(HOUR_MS / 60_000).max(1);
         for index in 0..count {
             let (from, to) = (length_ms * index / count, length_ms * (index + 1) / count);
@@ -235,28 +323,33 @@ mod tests {
 
     #[test]
     fn the_seed_decides() {
-        assert_eq!(plan(7, 5), plan(7, 5));
-        assert_ne!(plan(7, 5), plan(8, 5));
+        assert_eq!(plan(7, 5, 3), plan(7, 5, 3));
+        assert_ne!(plan(7, 5, 3), plan(8, 5, 3));
     }
 
     #[test]
     fn an_hour_has_what_it_must_have() {
-        let plan = plan(1, 60);
-        let relay_kills: u64 = plan.iter().map(|each| each.fault.relay_kills()).sum();
-        assert!(relay_kills >= 300, "{relay_kills}");
-        let counts = by_kind(&plan);
-        assert!(counts["broker: kill -9"] >= 30, "{counts:?}");
-        assert!(counts["PostgreSQL: kill -9"] >= 10, "{counts:?}");
+        for brokers in [1, 3] {
+            let plan = plan(1, 60, brokers);
+            let counts = by_kind(&plan);
+            let relay_kills: u64 = plan.iter().map(|each| each.fault.relay_kills()).sum();
+            assert!(relay_kills >= 300, "{counts:?}");
+            let broker_kills: u64 = plan.iter().map(|each| each.fault.broker_kills()).sum();
+            assert!(broker_kills >= 30, "{counts:?}");
+            assert!(counts["PostgreSQL: kill -9"] >= 10, "{counts:?}");
+        }
     }
 
     #[test]
     fn a_minute_has_each_kind_in_order_and_in_time() {
-        let plan = plan(3, 1);
-        assert_eq!(by_kind(&plan).len(), RATES.len());
-        assert!(plan.is_sorted_by_key(|each| each.at_ms));
-        assert!(
-            plan.iter()
-                .all(|each| (FIRST_MS..60_000).contains(&each.at_ms))
-        );
+        for (brokers, more) in [(1, RATES_OF_ONE.len()), (3, RATES_OF_THREE.len())] {
+            let plan = plan(3, 1, brokers);
+            assert_eq!(by_kind(&plan).len(), RATES.len() + more);
+            assert!(plan.is_sorted_by_key(|each| each.at_ms));
+            assert!(
+                plan.iter()
+                    .all(|each| (FIRST_MS..60_000).contains(&each.at_ms))
+            );
+        }
     }
 }

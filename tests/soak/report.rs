@@ -18,6 +18,7 @@ pub struct Outcome {
     pub postgres_version: String,
     pub faults: BTreeMap<&'static str, Injected>,
     pub relay_kills: u64,
+    pub broker_kills: u64,
     /// The check of everything; nothing if it could not be made.
     pub judged: Option<Judged>,
     /// Position records that were read.
@@ -41,6 +42,7 @@ impl Outcome {
     /// Notes a fault that is over.
     pub fn injected(&mut self, fault: Fault, recovery: Option<Duration>) {
         self.relay_kills += fault.relay_kills();
+        self.broker_kills += fault.broker_kills();
         let of_kind = self.faults.entry(fault.kind()).or_default();
         of_kind.count += 1;
         of_kind.longest_recovery = of_kind.longest_recovery.max(recovery.unwrap_or_default());
@@ -117,8 +119,8 @@ impl Outcome {
         }
         writeln!(
             text,
-            "\nA relay was killed (SIGKILL) {} times.\n",
-            self.relay_kills
+            "\nA relay was killed (SIGKILL) {} times, a broker {} times.\n",
+            self.relay_kills, self.broker_kills
         )
     }
 

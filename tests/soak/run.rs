@@ -66,18 +66,21 @@ impl Run {
     async fn play(args: Args, seed: u64, interrupted: CancellationToken) -> bool {
         let length = Duration::from_secs(args.minutes * 60);
         let show = Show::new(length);
-        show.say(&format!("seed {seed}; starting PostgreSQL and Kafka"));
+        show.say(&format!(
+            "seed {seed}; starting PostgreSQL and Kafka, brokers: {}",
+            args.brokers
+        ));
         let violations = Violations::default();
-        let stage = Arc::new(Stage::set_up(Arc::clone(&violations)).await);
+        let stage = Arc::new(Stage::set_up(args.brokers, Arc::clone(&violations)).await);
         show.say(&format!("data and logs in {}", own().folder().display()));
         let stop_watching = CancellationToken::new();
         let _watching = stop_watching.clone().drop_guard();
         let mut run = Self {
-            watch: Watch::start(&stage.brokers, &Stage::topics(), stop_watching),
+            watch: Watch::start(stage.brokers.addresses(), &Stage::topics(), stop_watching),
             outcome: Outcome {
                 command: format!(
-                    "soak --minutes {} --seed {seed} --transactions-per-second {}",
-                    args.minutes, args.transactions_per_second
+                    "soak --minutes {} --seed {seed} --transactions-per-second {} --brokers {}",
+                    args.minutes, args.transactions_per_second, args.brokers
                 ),
                 seed,
                 postgres_version: stage.postgres_version().await,
@@ -99,7 +102,8 @@ impl Run {
         let stage = Arc::clone(&run.stage);
         let writers = Writers::start(&stage.database, Stage::prefix(), load).await;
         let play = async {
-            run.suffer(plan(seed, args.minutes), length, &writers).await;
+            run.suffer(plan(seed, args.minutes, args.brokers), length, &writers)
+                .await;
             run.judge(writers).await;
         };
         tokio::select! {
@@ -190,7 +194,7 @@ impl Run {
         self.show
             .say("reading all of Kafka from the beginning, read_committed, and comparing");
         let ledger = ledger(&self.stage.database).await;
-        let (brokers, name) = (&self.stage.brokers, Stage::relay_name());
+        let (brokers, name) = (self.stage.brokers.addresses(), Stage::relay_name());
         let (records, gaps) = position_gaps(brokers, name).await;
         self.outcome.position_records = records;
         for gap in gaps {

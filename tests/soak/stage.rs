@@ -2,25 +2,19 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use outbox_relay::servers::{Kafka, Postgres, PostgresVersion};
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
-use rdkafka::client::DefaultClientContext;
-use rdkafka::config::ClientConfig;
+use outbox_relay::servers::{Postgres, PostgresVersion};
 use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
 
+use crate::brokers::Brokers;
 use crate::fleet::{Fleet, Violations};
 use crate::network::Network;
 use crate::plan::Fault;
 use crate::support::process::RelayOf;
-use crate::support::servers::{TestDatabase, own, own_kafka, own_postgres};
+use crate::support::servers::{TestDatabase, own, own_postgres};
 
-/// Partitions of each topic.
-pub const PARTITIONS: i32 = 3;
 /// Name of the relay, and of what belongs to it.
 const NAME: &str = "soak";
-/// Longer than any run: the check needs every position record.
-const POSITION_LAG_MS: &str = "604800000";
 /// A Kafka transaction of a relay that stands still is aborted after this: the least that a relay allows.
 const TRANSACTION_TIMEOUT_MS: &str = "10000";
 /// Small, so that a backlog takes several Kafka transactions, and some database transactions go alone.
@@ -29,31 +23,29 @@ const BATCH_EVENTS_MAX: &str = "500";
 /// All that takes part.
 pub struct Stage {
     postgres: Mutex<Postgres>,
-    kafka: Mutex<Kafka>,
     pub database: TestDatabase,
-    pub brokers: String,
+    pub brokers: Brokers,
     pub fleet: Fleet,
     /// Between the relays and both servers. Writers and checks go past it.
     network: Network,
 }
 
 impl Stage {
-    /// Brings all of it up.
-    pub async fn set_up(violations: Violations) -> Self {
+    /// Brings all of it up, with so many brokers.
+    pub async fn set_up(brokers: usize, violations: Violations) -> Self {
         // A lazy WAL writer, so that a crash loses more of what was committed asynchronously.
         let settings = [("wal_writer_delay", "1s"), ("autovacuum_naptime", "15s")];
         let postgres = own_postgres(PostgresVersion::V17, &settings);
-        let (postgres, kafka) = tokio::join!(postgres, own_kafka());
+        let (postgres, brokers) = tokio::join!(postgres, Brokers::bring_up(brokers));
         let database = TestDatabase::on(&postgres).await;
-        let brokers = kafka.brokers().to_owned();
-        create_topics(&brokers).await;
+        brokers.create_topics(&Self::topics(), NAME).await;
         let more = [
             "--transaction-timeout-ms",
             TRANSACTION_TIMEOUT_MS,
             "--batch-events-max",
             BATCH_EVENTS_MAX,
         ];
-        let network = Network::before(&brokers, &database.url).await;
+        let network = Network::before(brokers.addresses(), &database.url).await;
         let relay = RelayOf {
             name: NAME.to_owned(),
             // Its sessions are told from the writers' by this name.
@@ -64,7 +56,6 @@ impl Stage {
         };
         Self {
             postgres: Mutex::new(postgres),
-            kafka: Mutex::new(kafka),
             database,
             brokers,
             fleet: Fleet::start(relay, own().folder(), violations),
@@ -100,17 +91,20 @@ impl Stage {
             Fault::RelayPause { for_ms, .. } => self.fleet.pause(ms(for_ms)).await,
             Fault::SecondRelay { for_ms, killed } => self.fleet.second(ms(for_ms), killed).await,
             Fault::RelaySessions => self.terminate_sessions().await,
-            Fault::BrokerKill { down_ms } => {
-                let mut kafka = self.kafka.lock().await;
-                kafka.kill9().await.map_err(text)?;
-                sleep(ms(down_ms)).await;
-                kafka.start().await.map_err(text)?;
+            Fault::BrokerKill { which, down_ms } => {
+                self.brokers.kill9(which, ms(down_ms)).await?;
             }
-            Fault::BrokerPause { for_ms } => {
-                let mut kafka = self.kafka.lock().await;
-                kafka.sigstop().await.map_err(text)?;
-                sleep(ms(for_ms)).await;
-                kafka.sigcont().await.map_err(text)?;
+            Fault::BrokerPause { which, for_ms } => self.brokers.pause(which, ms(for_ms)).await?,
+            Fault::BrokerRestart { which, down_ms } => {
+                self.brokers.restart(which, ms(down_ms)).await?;
+            }
+            Fault::OneBrokerLeft {
+                left,
+                killed,
+                for_ms,
+            } => self.brokers.leave_one(left, killed, ms(for_ms)).await?,
+            Fault::CopyMissing { which, for_ms } => {
+                self.brokers.miss_a_copy(which, ms(for_ms)).await?;
             }
             Fault::PostgresKill { rollbacks, down_ms } => {
                 let mut postgres = self.postgres.lock().await;
@@ -164,37 +158,11 @@ impl Stage {
     }
 }
 
-async fn create_topics(brokers: &str) {
-    let admin: AdminClient<DefaultClientContext> = ClientConfig::new()
-        .set("bootstrap.servers", brokers)
-        .create()
-        .expect("an admin client");
-    let names = Stage::topics();
-    let positions = format!("outbox-relay.position.{NAME}");
-    let replication = || TopicReplication::Fixed(1);
-    let mut topics: Vec<_> = names
-        .iter()
-        .map(|name| NewTopic::new(name, PARTITIONS, replication()))
-        .collect();
-    topics.push(
-        NewTopic::new(&positions, 1, replication())
-            .set("cleanup.policy", "compact")
-            .set("min.compaction.lag.ms", POSITION_LAG_MS),
-    );
-    let made = admin
-        .create_topics(&topics, &AdminOptions::new())
-        .await
-        .expect("an answer about topics");
-    for topic in made {
-        topic.expect("a topic");
-    }
-}
-
 fn ms(number: u64) -> Duration {
     Duration::from_millis(number)
 }
 
-fn text(error: impl ToString) -> String {
+pub fn text(error: impl ToString) -> String {
     error.to_string()
 }
 

@@ -10,8 +10,9 @@ use rdkafka::{Offset, TopicPartitionList};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
+use crate::brokers::PARTITIONS;
 use crate::order::Order;
-use crate::stage::{PARTITIONS, epoch_ms};
+use crate::stage::epoch_ms;
 
 const POLL: Duration = Duration::from_millis(100);
 

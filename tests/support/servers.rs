@@ -82,6 +82,14 @@ pub async fn own_kafka() -> Kafka {
         .unwrap_or_else(|error| panic!("{error}"))
 }
 
+/// Three Kafka nodes of one's own.
+pub async fn own_kafka_cluster() -> Kafka {
+    own()
+        .kafka_cluster()
+        .await
+        .unwrap_or_else(|error| panic!("{error}"))
+}
+
 /// A database of one test, with schema `outbox`.
 pub struct TestDatabase {
     pub url: String,

@@ -9,6 +9,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 /// What brokers take by default is 100 MiB; anything above is not Kafka.
 const BYTES_MAX: usize = 128 << 20;
 
+/// The end of a Fetch reply that may name three brokers: 20 bytes each, and what is around them.
+const FETCH_TAIL_BYTES: usize = 80;
+
 /// The requests that faults are aimed at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Api {
@@ -103,10 +106,16 @@ impl Reply {
     }
 
     /// Replaces `host:from` by `host:to` wherever the reply names it, as a host and a 32-bit port. The length stays.
-    pub fn move_broker(&mut self, host: &str, from: u16, to: u16) {
+    /// `api` is what it replies to.
+    pub fn move_broker(&mut self, api: Api, host: &str, from: u16, to: u16) {
         let wanted = [host.as_bytes(), &i32::from(from).to_be_bytes()].concat();
         let port = host.len()..wanted.len();
-        for at in 0..self.bytes.len().saturating_sub(wanted.len() - 1) {
+        let begin = match api {
+            // Records may hold any bytes. The leaders that a broker tells of, when it leads no more, come after them.
+            Api::Fetch => self.bytes.len().saturating_sub(FETCH_TAIL_BYTES),
+            _ => 0,
+        };
+        for at in begin..self.bytes.len().saturating_sub(wanted.len() - 1) {
             let place = &mut self.bytes[at..at + wanted.len()];
             if place == wanted {
                 place[port.clone()].copy_from_slice(&i32::from(to).to_be_bytes());
@@ -191,12 +200,16 @@ mod tests {
     fn an_address_in_a_reply_is_moved_and_others_are_not() {
         let broker = |port: i32| [b"\0\x09127.0.0.1", &port.to_be_bytes()[..]].concat();
         let bytes = |port| [&[0, 0, 0, 1][..], &broker(port), &broker(9093)].concat();
-        let mut reply = Reply::parse(bytes(9092)).unwrap();
-        reply.move_broker("127.0.0.1", 9092, 40_000);
-        assert_eq!(reply.bytes, bytes(40_000));
-        let mut short = Reply::parse(vec![0; 4]).unwrap();
-        short.move_broker("127.0.0.1", 9092, 40_000);
-        assert_eq!(short.bytes, [0; 4]);
+        let moved = |api, bytes| {
+            let mut reply = Reply::parse(bytes).unwrap();
+            reply.move_broker(api, "127.0.0.1", 9092, 40_000);
+            reply.bytes
+        };
+        assert_eq!(moved(Api::Metadata, bytes(9092)), bytes(40_000));
+        assert_eq!(moved(Api::Metadata, vec![0; 4]), [0; 4]);
+        // Records stay as they are; the new leaders behind them are moved.
+        let fetched = |port| [bytes(9092), vec![0; FETCH_TAIL_BYTES], broker(port)].concat();
+        assert_eq!(moved(Api::Fetch, fetched(9092)), fetched(40_000));
     }
 
     #[tokio::test]

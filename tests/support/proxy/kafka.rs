@@ -241,9 +241,9 @@ impl Script {
             .send_modify(|answered| *answered.entry(api).or_default() += 1);
     }
 
-    fn move_brokers(&self, reply: &mut Reply) {
+    fn move_brokers(&self, api: Api, reply: &mut Reply) {
         for Moved { host, from, to } in lock(&self.brokers).iter() {
-            reply.move_broker(host, *from, *to);
+            reply.move_broker(api, host, *from, *to);
         }
     }
 }
@@ -345,10 +345,7 @@ async fn replies(
             Some(Act::SwallowReplies) => swallowing = true,
             Some(Act::Hold | Act::Reset) | None => {}
         }
-        // Records may hold any bytes; all other replies are the brokers' own words.
-        if awaited.api != Api::Fetch {
-            script.move_brokers(&mut reply);
-        }
+        script.move_brokers(awaited.api, &mut reply);
         connection.travel(reply.bytes.len()).await;
         if !swallowing {
             // A client that went away does not keep the broker from answering a held request.
