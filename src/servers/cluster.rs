@@ -60,13 +60,45 @@ impl Cluster {
         let programs = tokio::task::spawn_blocking(prepare)
             .await
             .unwrap_or_else(|error| Err(fetch_error("the PostgreSQL binaries", error)))?;
-        let mut cluster = Self {
+        let mut cluster = Self::stopped(servers, programs, folder);
+        cluster.start().await?;
+        Ok(cluster)
+    }
+
+    fn stopped(servers: &Servers, programs: PathBuf, folder: PathBuf) -> Self {
+        Self {
             programs,
             log: folder.join("log"),
             folder,
             child: None,
             reaper: Arc::clone(&servers.reaper),
-        };
+        }
+    }
+
+    /// Starts a standby on `port` that streams from the server on `primary_port`, whose data folder it begins with. The
+    /// primary is stopped for the copy.
+    pub(super) async fn standby(
+        &mut self,
+        servers: &Servers,
+        primary_port: u16,
+        port: u16,
+    ) -> Result<Self, ServersError> {
+        let folder = servers.server_folder("pg")?;
+        self.stop_fast().await?;
+        copy(&self.data(), &folder)?;
+        self.start().await?;
+        let standby = [
+            (
+                "primary_conninfo",
+                format!("host=127.0.0.1 port={primary_port} user=postgres"),
+            ),
+            ("wal_retrieve_retry_interval", "100ms".to_owned()),
+        ];
+        let standby = standby.map(|(name, value)| (name.to_owned(), value));
+        write_settings(&folder, places(&folder, port).into_iter().chain(standby))?;
+        let signal = folder.join("data/standby.signal");
+        File::create(&signal).map_err(io(format!("create {}", signal.display())))?;
+        let mut cluster = Self::stopped(servers, self.programs.clone(), folder);
         cluster.start().await?;
         Ok(cluster)
     }
@@ -194,12 +226,12 @@ impl Cluster {
     }
 }
 
-/// Line 1 of `postmaster.pid` has the process id, line 8 the state. The id tells this server's file
-/// from one that a killed server left behind.
+/// Line 1 of `postmaster.pid` has the process id, line 8 the state; a standby that may be asked is none the worse. The id
+/// tells this server's file from one that a killed server left behind.
 fn says_ready(pid_file: &str, pid: u32) -> bool {
     let mut lines = pid_file.lines().map(str::trim);
     let ours = lines.next() == Some(pid.to_string().as_str());
-    ours && lines.nth(6) == Some("ready")
+    ours && matches!(lines.nth(6), Some("ready" | "standby"))
 }
 
 /// A command of the installation, under an account that PostgreSQL accepts.
@@ -215,11 +247,29 @@ fn program(programs: &Path, name: &str, folder: &Path) -> Command {
     command
 }
 
-fn initialise(programs: &Path, folder: &Path) -> Result<(), ServersError> {
-    if is_root() {
-        std::os::unix::fs::chown(folder, Some(NOBODY), Some(NOBODY))
-            .map_err(io(format!("change the owner of {}", folder.display())))?;
+/// Lets the account that the server runs as write into the folder.
+fn hand_over(folder: &Path) -> Result<(), ServersError> {
+    if !is_root() {
+        return Ok(());
     }
+    std::os::unix::fs::chown(folder, Some(NOBODY), Some(NOBODY))
+        .map_err(io(format!("change the owner of {}", folder.display())))
+}
+
+/// Copies the data folder of a stopped server into `folder`, with its owner and modes.
+fn copy(data: &Path, folder: &Path) -> Result<(), ServersError> {
+    hand_over(folder)?;
+    let doing = || format!("copy {} to {}", data.display(), folder.display());
+    let mut command = Command::new("cp");
+    let copied = command.arg("-Rp").args([data, folder]).status();
+    match copied.map_err(io(doing()))?.success() {
+        true => Ok(()),
+        false => Err(io(doing())(std::io::ErrorKind::Other.into())),
+    }
+}
+
+fn initialise(programs: &Path, folder: &Path) -> Result<(), ServersError> {
+    hand_over(folder)?;
     let output = program(programs, "initdb", folder)
         .args(["-A", "trust", "-U", "postgres", "-E", "UTF8", "--no-locale"])
         // Whoever loses power now has no use for the folder. The server itself does sync.
@@ -239,15 +289,28 @@ fn initialise(programs: &Path, folder: &Path) -> Result<(), ServersError> {
 }
 
 fn configure(folder: &Path, port: u16, options: &PostgresOptions) -> Result<(), ServersError> {
-    let path = folder.join("data/postgresql.conf");
-    let mut text = String::from("\n");
+    let all = places(folder, port).into_iter().chain(settings(options));
+    write_settings(folder, all)
+}
+
+/// Where the server is reached.
+fn places(folder: &Path, port: u16) -> [(String, String); 3] {
     let places = [
         ("listen_addresses", "127.0.0.1".to_owned()),
         ("port", port.to_string()),
         ("unix_socket_directories", folder.display().to_string()),
     ];
-    let places = places.map(|(name, value)| (name.to_owned(), value));
-    for (name, value) in places.into_iter().chain(settings(options)) {
+    places.map(|(name, value)| (name.to_owned(), value))
+}
+
+/// Adds settings to those that are there. The last of a name wins.
+fn write_settings(
+    folder: &Path,
+    settings: impl Iterator<Item = (String, String)>,
+) -> Result<(), ServersError> {
+    let path = folder.join("data/postgresql.conf");
+    let mut text = String::from("\n");
+    for (name, value) in settings {
         text += &format!("{name} = '{}'\n", value.replace('\'', "''"));
     }
     let mut file = OpenOptions::new()

@@ -101,6 +101,12 @@ const SETTINGS: &[(&str, &str)] = &[
     // default.
     ("broker.session.timeout.ms", "3000"),
     ("broker.heartbeat.interval.ms", "500"),
+    // Everybody may do everything, until a test says otherwise.
+    (
+        "authorizer.class.name",
+        "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+    ),
+    ("allow.everyone.if.no.acl.found", "true"),
     // A wrong topic name must be an error, not a new topic.
     ("auto.create.topics.enable", "false"),
     // 128 MiB by default, a third of the heap, for topics that are far smaller.

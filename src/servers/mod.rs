@@ -210,6 +210,22 @@ impl Servers {
         Ok(postgres)
     }
 
+    /// Brings up a PostgreSQL server and a hot standby that streams from it, asynchronously. From binaries, wherever other
+    /// servers come from.
+    ///
+    /// # Errors
+    /// When the binaries cannot be had, or a server does not start; the error then has the end of its log.
+    pub async fn postgres_with_standby(
+        &self,
+        options: PostgresOptions,
+    ) -> Result<[Postgres; 2], ServersError> {
+        let pair = postgres::bring_up_pair(self, &options).await?;
+        for server in &pair {
+            self.note(format!("PostgreSQL at {}", server.url()));
+        }
+        Ok(pair)
+    }
+
     /// Brings up a Kafka broker (a new one at each call, unless its address is given) and waits
     /// until it answers. It creates no topics by itself.
     ///

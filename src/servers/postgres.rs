@@ -80,9 +80,30 @@ pub(super) async fn bring_up(
         Body::Binaries(Box::new(Cluster::create(servers, options, port).await?))
     };
     Ok(Postgres {
-        url: format!("postgres://postgres@127.0.0.1:{port}/postgres"),
+        url: url(port),
         body,
     })
+}
+
+/// A primary and a standby that streams from it. Always from binaries: the standby begins with a copy of the primary's data
+/// folder.
+pub(super) async fn bring_up_pair(
+    servers: &Servers,
+    options: &PostgresOptions,
+) -> Result<[Postgres; 2], ServersError> {
+    let (port, standby_port) = (port::free()?, port::free()?);
+    let mut primary = Cluster::create(servers, options, port).await?;
+    let standby = primary.standby(servers, port, standby_port).await?;
+    Ok(
+        [(primary, port), (standby, standby_port)].map(|(cluster, port)| Postgres {
+            url: url(port),
+            body: Body::Binaries(Box::new(cluster)),
+        }),
+    )
+}
+
+fn url(port: u16) -> String {
+    format!("postgres://postgres@127.0.0.1:{port}/postgres")
 }
 
 /// The settings of every server here; those of the options come after them and win.

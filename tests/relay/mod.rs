@@ -4,9 +4,14 @@ mod cluster;
 mod commands;
 #[cfg(debug_assertions)]
 mod crash_points;
+mod failover;
 mod faults;
 mod network;
+mod prepared;
+mod privileges;
 mod settings;
+mod sizes;
 mod stale_frames;
 mod standby;
+mod topics;
 mod verify;

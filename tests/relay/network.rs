@@ -220,6 +220,30 @@ fn all_backends_are_terminated_again_and_again() {
     });
 }
 
+#[test]
+fn postgresql_is_far_away_and_the_line_is_thin() {
+    within(60, async {
+        postgresql_survives(async |scene, proxy| {
+            for weather in [
+                Weather {
+                    latency: Duration::from_millis(20),
+                    ..Weather::default()
+                },
+                Weather {
+                    bytes_per_second: Some(200_000),
+                    ..Weather::default()
+                },
+            ] {
+                proxy.set(weather);
+                for _ in 0..3 {
+                    follows(scene).await;
+                }
+            }
+        })
+        .await;
+    });
+}
+
 /// What only the reading connection says.
 const READING: &str = "repeatable read read only";
 /// What only the lease's session says.

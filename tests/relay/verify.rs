@@ -79,14 +79,14 @@ impl Scene {
 
 /// What verify says.
 #[derive(Debug)]
-struct Found {
+pub struct Found {
     code: Option<i32>,
     json: Value,
 }
 
 impl Found {
     /// Lost, doubled, torn, out of order, phantoms.
-    fn counts(&self) -> [u64; 5] {
+    pub fn counts(&self) -> [u64; 5] {
         ["lost", "doubled", "torn", "out_of_order", "phantoms"]
             .map(|kind| self.json[kind]["count"].as_u64().unwrap())
     }
@@ -116,7 +116,7 @@ async fn output(relay: &RelayOf, more: &[&str]) -> std::process::Output {
         .unwrap()
 }
 
-async fn verify(relay: &RelayOf) -> Found {
+pub async fn verify(relay: &RelayOf) -> Found {
     let output = output(relay, &["--json"]).await;
     let json = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"));
     Found {

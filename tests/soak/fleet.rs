@@ -66,7 +66,7 @@ impl Fleet {
                 let mut slot = slot.lock().await;
                 self.look(&mut slot);
                 if let Some(process) = &slot.process {
-                    let kb = peak_rss_kb(process.pid()).unwrap_or(0);
+                    let kb = process.peak_rss_kb().unwrap_or(0);
                     self.peak_rss_kb.fetch_max(kb, Ordering::Relaxed);
                 }
             }
@@ -214,13 +214,4 @@ fn tail(log: &std::path::Path) -> String {
     let text = String::from_utf8_lossy(&bytes);
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
-}
-
-/// The peak of a process, where the system tells it.
-fn peak_rss_kb(pid: u32) -> Option<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))?;
-    line.split_whitespace().next()?.parse().ok()
 }

@@ -167,6 +167,10 @@ pub fn text(error: impl ToString) -> String {
 }
 
 /// Milliseconds since 1970, to compare with the timestamps of records.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "measures how late a record comes; both clocks are this machine's"
+)]
 pub fn epoch_ms() -> i64 {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "the tests and the soak use different parts of it")]
 
+pub mod acl;
 pub mod cluster;
 pub mod local;
 pub mod process;

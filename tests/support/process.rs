@@ -138,6 +138,15 @@ impl RelayProcess {
         self.pid
     }
 
+    /// The most memory that it ever had, where the system tells it.
+    pub fn peak_rss_kb(&self) -> Option<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).ok()?;
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmHWM:"))?;
+        line.split_whitespace().next()?.parse().ok()
+    }
+
     /// How it ended, if it has.
     pub fn has_ended(&mut self) -> Option<ExitStatus> {
         let status = self.child.try_wait().expect("a status")?;

@@ -1,9 +1,12 @@
 //! What a `read_committed` consumer sees, from the beginning.
 
+use outbox_relay::fault::Fault;
 use outbox_relay::ledger::{Ledger, Report};
 use outbox_relay::scan::{judge, read};
 use rdkafka::Message;
 use rdkafka::message::Headers;
+
+use super::until;
 
 /// One visible record.
 #[derive(Debug, Clone)]
@@ -17,6 +20,21 @@ pub struct Record {
 
 /// All visible records of a topic, by partition and offset; none if there is no such topic.
 pub async fn records(brokers: &str, topic: &str) -> Vec<Record> {
+    try_records(brokers, topic).await.expect("a scan")
+}
+
+/// The same, once there are so many. The topic may be about to be made.
+pub async fn records_from(brokers: &str, topic: &str, count: usize) -> Vec<Record> {
+    let mut found = Vec::new();
+    until("the events are published", 60, async || {
+        found = try_records(brokers, topic).await.unwrap_or_default();
+        found.len() >= count
+    })
+    .await;
+    found
+}
+
+async fn try_records(brokers: &str, topic: &str) -> Result<Vec<Record>, Fault> {
     let (brokers, topic) = (brokers.to_owned(), topic.to_owned());
     let scan = move || {
         let mut records = Vec::new();
@@ -38,9 +56,8 @@ pub async fn records(brokers: &str, topic: &str) -> Vec<Record> {
                 timestamp_ms: message.timestamp().to_millis().unwrap_or(-1),
             });
             Ok(())
-        })
-        .expect("a scan");
-        records
+        })?;
+        Ok(records)
     };
     tokio::task::spawn_blocking(scan).await.expect("a scan")
 }

@@ -6,7 +6,7 @@ use super::process::RelayOf;
 use super::scan::check;
 use super::servers::TestDatabase;
 use super::unique;
-use super::writers::{finish_prepared, ledger};
+use super::writers::{finish_prepared, ledger, use_case};
 
 /// One database, its topics and its relay.
 pub struct Scene {
@@ -28,6 +28,13 @@ impl Scene {
             prefix: format!("{name}-topic"),
             relay,
         }
+    }
+
+    /// One transaction of a writer, of so many events on one key.
+    pub async fn commit(&self, tx: &str, key: i32, events: i32) {
+        let client = self.database.connect().await;
+        let call = use_case(tx, &self.prefix, key, events, false);
+        client.batch_execute(&call).await.expect("a commit");
     }
 
     /// Publishes what is left, and checks.

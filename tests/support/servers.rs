@@ -74,6 +74,14 @@ pub async fn own_postgres(version: PostgresVersion, settings: &[(&str, &str)]) -
         .unwrap_or_else(|error| panic!("{error}"))
 }
 
+/// A primary of one's own with an asynchronous standby.
+pub async fn own_postgres_with_standby() -> [Postgres; 2] {
+    own()
+        .postgres_with_standby(PostgresOptions::default())
+        .await
+        .unwrap_or_else(|error| panic!("{error}"))
+}
+
 /// A Kafka of one's own, to kill.
 pub async fn own_kafka() -> Kafka {
     own()
@@ -110,15 +118,19 @@ impl TestDatabase {
             .batch_execute(&format!("create database {name}"))
             .await
             .expect("create database");
-        let (base, _) = postgres
-            .url()
-            .rsplit_once('/')
-            .expect("a url with a database");
-        let url = format!("{base}/{name}");
+        let url = url_of(postgres, &name);
         outbox_relay::init::init(&Database::parse(&url).expect("a usable url"))
             .await
             .expect("init");
         Self { url, name }
+    }
+
+    /// The same database on a standby of its server.
+    pub fn moved_to(&self, postgres: &Postgres) -> Self {
+        Self {
+            url: url_of(postgres, &self.name),
+            name: self.name.clone(),
+        }
     }
 
     pub fn database(&self) -> Database {
@@ -128,6 +140,12 @@ impl TestDatabase {
     pub async fn connect(&self) -> Client {
         connect(&self.url).await
     }
+}
+
+fn url_of(postgres: &Postgres, database: &str) -> String {
+    let url = postgres.url();
+    let (base, _) = url.rsplit_once('/').expect("a url with a database");
+    format!("{base}/{database}")
 }
 
 /// A plain connection.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::message::{Header, OwnedHeaders};
@@ -37,6 +37,16 @@ impl Hand {
             .create_topics([&wanted], &AdminOptions::new())
             .await;
         made.expect("an answer").remove(0).expect("a topic");
+    }
+
+    /// Adds partitions up to this number.
+    pub async fn widen(&self, topic: &str, partitions: usize) {
+        let wanted = NewPartitions::new(topic, partitions);
+        let made = self
+            .admin
+            .create_partitions([&wanted], &AdminOptions::new())
+            .await;
+        made.expect("an answer").remove(0).expect("partitions");
     }
 
     /// Deletes a topic, and waits until it is gone.

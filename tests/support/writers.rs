@@ -70,6 +70,22 @@ impl Default for Load {
     }
 }
 
+/// What a writer calls: `events` events on `key`. With `undo` every other one is rolled back to its savepoint.
+pub fn use_case(tx: &str, prefix: &str, key: i32, events: i32, undo: bool) -> String {
+    format!("select use_case('{tx}', '{prefix}', array[{key}], {events}, false, {undo})")
+}
+
+/// Makes the ledger, `keys` aggregates, and the function that writers call.
+pub async fn set_up(database: &TestDatabase, keys: usize) {
+    let client = database.connect().await;
+    client
+        .batch_execute(SETUP)
+        .await
+        .expect("set-up of the writers");
+    let keys = format!("insert into aggregate (id) select generate_series(1, {keys})");
+    client.batch_execute(&keys).await.expect("aggregates");
+}
+
 /// Writers at work; [`Writers::stop`] lets them finish.
 pub struct Writers {
     stop: Arc<AtomicBool>,
@@ -80,16 +96,7 @@ pub struct Writers {
 impl Writers {
     /// Starts `load` on `database`; events go to topics `{prefix}0` to `{prefix}2`.
     pub async fn start(database: &TestDatabase, prefix: &str, load: Load) -> Self {
-        let client = database.connect().await;
-        client
-            .batch_execute(SETUP)
-            .await
-            .expect("set-up of the writers");
-        let keys = format!(
-            "insert into aggregate (id) select generate_series(1, {})",
-            load.keys + load.long_writers
-        );
-        client.batch_execute(&keys).await.expect("aggregates");
+        set_up(database, load.keys + load.long_writers).await;
         let stop = Arc::new(AtomicBool::new(false));
         let committed = Arc::new(AtomicU64::new(0));
         let mut tasks = JoinSet::new();

@@ -36,6 +36,10 @@ const IDLE_EVERY: Duration = Duration::from_secs(1);
 const DROP_WAIT: Duration = Duration::from_secs(2);
 /// Records between two looks at the delivery reports.
 const SERVE_EVERY: u64 = 1_024;
+/// How long the reports of a failed transaction are waited for, to find the one that says why.
+const REPORTS_WAIT: Duration = Duration::from_secs(1);
+/// How long deliveries may take before the topics are looked for.
+const DELIVERY_PATIENCE: Duration = Duration::from_secs(2);
 /// Opaque of the position record; events have the index of their topic.
 const POSITION_RECORD: usize = usize::MAX;
 
@@ -256,12 +260,15 @@ struct Seen {
     /// Callbacks of any kind, ever: tells whether a poll did something.
     callbacks: u64,
     delivered: u64,
+    undelivered: u64,
     failed: Option<(RDKafkaErrorCode, usize)>,
     ranges: BTreeMap<(usize, i32), [i64; 3]>,
     /// The range that the last delivery went to; deliveries come in runs of one partition.
     run: Option<((usize, i32), [i64; 3])>,
     signals: Vec<Signal>,
     last_error: Option<String>,
+    /// The first partition that the broker would not take into the transaction, as the log says it. Only shown.
+    not_added: Option<String>,
 }
 
 impl Seen {
@@ -291,6 +298,19 @@ impl Seen {
                 self.run = Some((at, [offset, offset, 1]));
             }
         }
+    }
+
+    /// The first that failed by itself is the cause; the rest were purged, some of them before.
+    fn undelivered(&mut self, code: RDKafkaErrorCode, topic: usize) {
+        self.undelivered += 1;
+        let failed = self.failed.get_or_insert((code, topic));
+        if is_consequence(failed.0) {
+            *failed = (code, topic);
+        }
+    }
+
+    fn cause(&self) -> Option<(RDKafkaErrorCode, usize)> {
+        self.failed.filter(|(code, _)| !is_consequence(*code))
     }
 
     fn end_run(&mut self) {
@@ -326,6 +346,9 @@ impl ClientContext for Context {
         if facility == "TXNERR" {
             seen.last_error = Some(line.to_owned());
         }
+        if facility == "ADDPARTS" && is_refusal(line) {
+            seen.not_added.get_or_insert_with(|| line.to_owned());
+        }
         drop(seen);
         forward_log(level, facility, line);
     }
@@ -350,16 +373,14 @@ impl ProducerContext for Context {
         match result {
             // A retry that the broker knew already has no offset; the position record would lie.
             Ok(message) if message.offset() < 0 => {
-                seen.failed
-                    .get_or_insert((RDKafkaErrorCode::Inconsistent, topic));
+                seen.undelivered(RDKafkaErrorCode::Inconsistent, topic);
             }
             Ok(message) => seen.delivered(topic, message.partition(), message.offset()),
             Err((error, _)) => {
                 let code = error
                     .rdkafka_error_code()
                     .unwrap_or(RDKafkaErrorCode::Unknown);
-                // The first one is the cause; the rest were purged.
-                seen.failed.get_or_insert((code, topic));
+                seen.undelivered(code, topic);
             }
         }
     }
@@ -426,6 +447,11 @@ impl Worker {
 
     fn seen(&self) -> MutexGuard<'_, Seen> {
         self.producer.context().seen()
+    }
+
+    /// The lock is free again when it answers: whoever judges the failure takes it anew.
+    fn failed(&self) -> Option<(RDKafkaErrorCode, usize)> {
+        self.seen().failed
     }
 
     fn fault(&self, error: &KafkaError, at: At<'_>) -> Fault {
@@ -553,7 +579,7 @@ impl Worker {
         self.sent += 1;
         if self.sent.is_multiple_of(SERVE_EVERY) {
             self.drain();
-            if let Some(failed) = self.seen().failed {
+            if let Some(failed) = self.failed() {
                 return Err(self.delivery_fault(failed));
             }
         }
@@ -571,13 +597,20 @@ impl Worker {
                     if Instant::now() < until =>
                 {
                     record = back;
-                    if let Some(failed) = self.seen().failed {
+                    if let Some(failed) = self.failed() {
                         return Err(self.delivery_fault(failed));
                     }
                     if !self.serve() {
                         pause(Duration::from_millis(1));
                     }
                 }
+                // The transaction has failed, by what was queued before.
+                Err((
+                    KafkaError::MessageProduction(code @ RDKafkaErrorCode::State),
+                    BaseRecord {
+                        delivery_opaque, ..
+                    },
+                )) => return Err(self.delivery_fault((code, delivery_opaque))),
                 Err((error, _)) => return Err(self.fault(&error, at)),
             }
         }
@@ -608,23 +641,11 @@ impl Worker {
             ));
         }
         let at = At::Event { topic, tx_id };
-        let metadata = self
-            .producer
-            .client()
-            .fetch_metadata(Some(topic), self.settings.request_time());
-        let metadata = metadata.map_err(|error| self.fault(&error, At::Cluster))?;
-        let missing = match metadata
-            .topics()
-            .first()
-            .map(|found| found.error().map(RDKafkaErrorCode::from))
-        {
-            Some(None) => return Ok(()),
-            Some(Some(code)) => code,
-            None => RDKafkaErrorCode::UnknownTopicOrPartition,
-        };
-        match missing {
-            RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic => {}
-            code => return Err(of_code(code, at, code.to_string())),
+        let trouble = self.trouble_with(topic, self.settings.request_time());
+        match trouble.map_err(|error| self.fault(&error, At::Cluster))? {
+            None => return Ok(()),
+            Some(code) if is_absence(code) => {}
+            Some(code) => return Err(of_code(code, at, code.to_string())),
         }
         if !self.settings.create_topics {
             return unpublishable(format!(
@@ -639,9 +660,63 @@ impl Worker {
         )
     }
 
-    fn delivery_fault(&self, (code, topic): (RDKafkaErrorCode, usize)) -> Fault {
-        let last_error = self.seen().last_error.clone().unwrap_or_default();
-        let code = cause(code, &last_error);
+    /// What the brokers say is wrong with a topic, if anything.
+    fn trouble_with(
+        &self,
+        topic: &str,
+        time: Duration,
+    ) -> Result<Option<RDKafkaErrorCode>, KafkaError> {
+        let metadata = self.producer.client().fetch_metadata(Some(topic), time)?;
+        Ok(match metadata.topics().first() {
+            Some(found) => found.error().map(RDKafkaErrorCode::from),
+            None => Some(RDKafkaErrorCode::UnknownTopicOrPartition),
+        })
+    }
+
+    /// The client waits for a topic that was deleted as for one that has no leader at the moment, in silence and up to the
+    /// end of the transaction's time (measured). A new producer looks for each topic anew, and finds what is to be said.
+    fn topics_are_there(&self) -> Result<(), Fault> {
+        let position_topic = topic_of(&self.settings.name);
+        let names = self.names.iter().map(|name| &**name);
+        for topic in names.chain([position_topic.as_str()]) {
+            // Brokers that do not answer are no proof of anything.
+            let trouble = self.trouble_with(topic, DELIVERY_PATIENCE).unwrap_or(None);
+            if trouble.is_some_and(is_absence) {
+                return Err(Fault::Recycle(format!("topic {topic} was deleted")));
+            }
+        }
+        Ok(())
+    }
+
+    /// A transaction that failed purges its records and takes no more. Which record was the first, some report says; if they
+    /// were all purged, what the client answers to a call that does not suit a failed transaction says why it failed. Some
+    /// causes no new producer will cure.
+    fn cause(&self, failed: (RDKafkaErrorCode, usize)) -> (RDKafkaErrorCode, usize) {
+        let (code, topic) = failed;
+        if !is_consequence(code) {
+            return failed;
+        }
+        let reported = self.serve_until(REPORTS_WAIT, |seen| {
+            let all = seen.delivered + seen.undelivered >= self.sent;
+            seen.cause().map(Some).or(all.then_some(None))
+        });
+        if let Some(Some(cause)) = reported {
+            return cause;
+        }
+        let refused = self.producer.begin_transaction().err();
+        let cause = refused.and_then(|error| error.rdkafka_error_code());
+        (cause.unwrap_or(code), topic)
+    }
+
+    fn delivery_fault(&self, failed: (RDKafkaErrorCode, usize)) -> Fault {
+        let (code, topic) = self.cause(failed);
+        let seen = self.seen();
+        let last_error = seen.last_error.clone().unwrap_or_default();
+        let blamed = seen
+            .not_added
+            .as_ref()
+            .and_then(|line| named_in(line, &self.names));
+        drop(seen);
         let position_topic = topic_of(&self.settings.name);
         let tx_id = self
             .tx_id
@@ -649,7 +724,10 @@ impl Worker {
             .filter(|_| self.transactions == 1)
             .unwrap_or("?");
         let at = match self.names.get(topic) {
-            Some(topic) => At::Event { topic, tx_id },
+            Some(topic) => At::Event {
+                topic: blamed.unwrap_or(topic),
+                tx_id,
+            },
             None => At::PositionTopic(&position_topic),
         };
         of_code(
@@ -661,16 +739,22 @@ impl Worker {
 
     /// Waits for all deliveries, and stops at the first that failed.
     fn flush(&mut self) -> Result<Partitions, Fault> {
-        let time = self.settings.transaction_time();
+        let until = Instant::now() + self.settings.transaction_time();
         let sent = self.sent;
-        let outcome = self.serve_until(time, |seen| match seen.failed {
-            Some(failed) => Some(Err(failed)),
-            None => (seen.delivered == sent).then_some(Ok(())),
-        });
-        match outcome {
-            Some(Ok(())) => Ok(self.partitions()),
-            Some(Err(failed)) => Err(self.delivery_fault(failed)),
-            None => Err(self.delivery_fault((RDKafkaErrorCode::MessageTimedOut, POSITION_RECORD))),
+        loop {
+            let outcome = self.serve_until(DELIVERY_PATIENCE, |seen| match seen.failed {
+                Some(failed) => Some(Err(failed)),
+                None => (seen.delivered == sent).then_some(Ok(())),
+            });
+            match outcome {
+                Some(Ok(())) => return Ok(self.partitions()),
+                Some(Err(failed)) => return Err(self.delivery_fault(failed)),
+                None if Instant::now() < until => self.topics_are_there()?,
+                None => {
+                    let late = (RDKafkaErrorCode::MessageTimedOut, POSITION_RECORD);
+                    return Err(self.delivery_fault(late));
+                }
+            }
         }
     }
 
@@ -731,17 +815,30 @@ impl Worker {
     }
 }
 
-/// A transaction that failed purges its records; only the log line that ends it tells why. The one reason among them that
-/// no try will cure is the missing privilege to write; taken for anything else the relay would try for ever.
-fn cause(code: RDKafkaErrorCode, last_error: &str) -> RDKafkaErrorCode {
-    let purged = matches!(
+/// Whether the broker would not take the partition into the transaction, and not only left it aside because of another.
+fn is_refusal(line: &str) -> bool {
+    line.contains("Failed to add partition") && !line.contains("Operation not attempted")
+}
+
+/// The topic that stands in the line, in quotes.
+fn named_in<'n>(line: &str, names: &'n [Arc<str>]) -> Option<&'n str> {
+    let mut names = names.iter().map(|name| &**name);
+    names.find(|name| line.contains(&format!("\"{name}\"")))
+}
+
+/// What a record or a call is answered because the transaction has failed already.
+fn is_consequence(code: RDKafkaErrorCode) -> bool {
+    matches!(
         code,
-        RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight
-    );
-    if purged && last_error.contains("(TOPIC_AUTHORIZATION_FAILED)") {
-        return RDKafkaErrorCode::TopicAuthorizationFailed;
-    }
-    code
+        RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight | RDKafkaErrorCode::State
+    )
+}
+
+fn is_absence(code: RDKafkaErrorCode) -> bool {
+    matches!(
+        code,
+        RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic
+    )
 }
 
 /// What Kafka allows (`Topic.validate` of the Java sources). Checked here because the client library says less.
@@ -807,18 +904,34 @@ mod tests {
     }
 
     #[test]
-    fn a_purged_record_of_a_forbidden_topic_is_unpublishable() {
-        let line = "[thrd:main]: Current transaction failed in state InTransaction: x (TOPIC_AUTHORIZATION_FAILED)";
-        let purged = RDKafkaErrorCode::PurgeQueue;
-        assert_eq!(
-            cause(purged, line),
-            RDKafkaErrorCode::TopicAuthorizationFailed
-        );
-        assert_eq!(cause(purged, "x (_FENCED)"), purged);
-        assert_eq!(
-            cause(RDKafkaErrorCode::MessageTimedOut, line),
-            RDKafkaErrorCode::MessageTimedOut
-        );
+    fn the_record_that_failed_by_itself_is_the_cause() {
+        use RDKafkaErrorCode as Code;
+        let mut seen = Seen::default();
+        for (code, topic) in [
+            (Code::PurgeQueue, 0),
+            (Code::TopicAuthorizationFailed, 1),
+            (Code::PurgeInflight, 2),
+            (Code::MessageTimedOut, 3),
+        ] {
+            assert_eq!(seen.cause().is_some(), topic > 1);
+            seen.undelivered(code, topic);
+        }
+        assert_eq!(seen.cause(), Some((Code::TopicAuthorizationFailed, 1)));
+        assert_eq!(seen.undelivered, 4);
+    }
+
+    #[test]
+    fn the_topic_to_blame_is_the_one_that_was_refused() {
+        let line = |topic, why| {
+            format!(
+                "[thrd:main]: TxnCoordinator/1: Failed to add partition \"{topic}\" [2] to transaction: Broker: {why}"
+            )
+        };
+        let refused = line("a.b", "Topic authorization failed");
+        assert!(is_refusal(&refused) && !is_refusal(&line("a", "Operation not attempted")));
+        let names = ["a", "b", "a.b"].map(Arc::from);
+        assert_eq!(named_in(&refused, &names), Some("a.b"));
+        assert_eq!(named_in(&refused, &names[..2]), None);
     }
 
     #[test]

@@ -9,7 +9,7 @@
     reason = "the tests and the soak use different parts of it"
 )]
 
-mod frame;
+pub mod frame;
 mod kafka;
 mod link;
 mod tcp;
