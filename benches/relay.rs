@@ -70,7 +70,10 @@ fn main() {
 
 /// The same server by its unix socket.
 fn by_the_socket(postgres: &Postgres) -> String {
-    let folder = postgres.socket_dir().expect("a server of our own").display();
+    let folder = postgres
+        .socket_dir()
+        .expect("a server of our own")
+        .display();
     let folder = folder.to_string().replace('/', "%2F");
     let (user, place) = postgres.url().rsplit_once('@').unwrap();
     let (_, port_and_database) = place.split_once(':').unwrap();
