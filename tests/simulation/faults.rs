@@ -62,8 +62,9 @@ fn note(world: &World, name: &'static str) {
 async fn incident(world: World, fleet: Fleet, at: Duration) {
     sleep(at).await;
     let scenario = world.scenario();
-    let member = fleet.member(world.number(0..=scenario.relays - 1) as usize);
-    match (world.number(0..=12), member) {
+    let number = world.number(0..=scenario.relays - 1) as usize;
+    let member = fleet.member(number);
+    match (world.number(0..=13), member) {
         (0 | 1, _) => {
             if !world.postgres().up {
                 return;
@@ -106,7 +107,32 @@ async fn incident(world: World, fleet: Fleet, at: Duration) {
             note(&world, "relay: SIGTERM");
             stop.cancel();
         }
+        (13, Some((process, _))) => {
+            note(&world, "relay: kill -9, and suspended as it opens");
+            process.kill();
+            suspended_as_it_opens(&world, &fleet, number).await;
+        }
         _ => {}
+    }
+}
+
+/// The next process of a relay sleeps between the proof of its lease and the epoch that it takes, while others may go on.
+async fn suspended_as_it_opens(world: &World, fleet: &Fleet, number: usize) {
+    loop {
+        world.pass(1..=5).await;
+        let member = fleet.member(number).filter(|_| !world.is_calm());
+        let Some((process, _)) = member else {
+            return;
+        };
+        if !process.is_stopped() {
+            process.strike_at_opening(Blow::Suspend);
+            continue;
+        }
+        let lease = world.scenario().lease_time.as_millis() as u64;
+        world.pass(lease..=lease * 3).await;
+        process.go_on();
+        world.tell(|| format!("{} goes on", process.name()));
+        return;
     }
 }
 

@@ -24,6 +24,7 @@ mod world;
 mod writers;
 
 use std::collections::BTreeMap;
+use std::ops::{ControlFlow, Range};
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -44,7 +45,7 @@ const TOLD_MAX: u64 = 10;
 #[derive(Parser)]
 struct Arguments {
     /// Number of seeds.
-    #[arg(long, default_value_t = 50_000)]
+    #[arg(long, default_value_t = 100_000)]
     seeds: u64,
     /// The first of them.
     #[arg(long, default_value_t = 0)]
@@ -127,11 +128,42 @@ fn mutations_are_caught() -> bool {
     all
 }
 
+/// The least seed that shows a violation, and what it violates.
 fn first_caught(mutation: Mutation) -> Option<(u64, &'static str)> {
-    (0..SEEDS_OF_A_MUTATION).find_map(|seed| {
+    let caught = Mutex::new(None::<(u64, &'static str)>);
+    let least_so_far = || caught.lock().expect("no panic").map(|(least, _)| least);
+    in_parallel(0..SEEDS_OF_A_MUTATION, |seed| {
+        if least_so_far().is_some_and(|least| least < seed) {
+            return ControlFlow::Break(());
+        }
         let violation = run(seed, mutation, false).violations.into_iter().next();
-        violation.map(|violation| (seed, violation.invariant))
-    })
+        if let Some(violation) = violation {
+            let mut caught = caught.lock().expect("no panic");
+            if caught.is_none_or(|(least, _)| seed < least) {
+                *caught = Some((seed, violation.invariant));
+            }
+        }
+        ControlFlow::Continue(())
+    });
+    caught.into_inner().expect("no panic")
+}
+
+/// Gives the seeds in their order to one thread per core, until one of them has enough.
+fn in_parallel(seeds: Range<u64>, visit: impl Fn(u64) -> ControlFlow<()> + Sync) {
+    let next = AtomicU64::new(seeds.start);
+    let threads = std::thread::available_parallelism().map_or(2, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= seeds.end || visit(seed).is_break() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
 }
 
 #[derive(Default)]
@@ -183,21 +215,11 @@ impl Total {
 }
 
 fn run_seeds(from: u64, seeds: u64) -> Total {
-    let (next, total) = (AtomicU64::new(from), Mutex::new(Total::default()));
-    let threads = std::thread::available_parallelism().map_or(2, usize::from);
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= from + seeds {
-                        return;
-                    }
-                    let outcome = run(seed, Mutation::None, false);
-                    total.lock().expect("no panic").add(seed, &outcome);
-                }
-            });
-        }
+    let total = Mutex::new(Total::default());
+    in_parallel(from..from + seeds, |seed| {
+        let outcome = run(seed, Mutation::None, false);
+        total.lock().expect("no panic").add(seed, &outcome);
+        ControlFlow::Continue(())
     });
     total.into_inner().expect("no panic")
 }

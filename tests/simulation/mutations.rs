@@ -160,8 +160,8 @@ impl<S: TableShell> TableShell for MutatedTable<S> {
         self.inner.nudge().await
     }
 
-    fn pages(&self) -> S::Pages {
-        self.inner.pages()
+    fn pages(&self, origin: &Origin) -> S::Pages {
+        self.inner.pages(origin)
     }
 
     async fn acknowledge(&mut self, position: &Position) -> Result<(), Fault> {

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
 
 /// A handle to a process; clones are the same process.
@@ -22,6 +23,8 @@ struct State {
     dead: bool,
     /// What happens when this many more polls have been made.
     polls_left: Option<(u64, Blow)>,
+    /// What happens when it is about to take a producer epoch.
+    at_opening: Option<Blow>,
     /// Its machine is suspended since then.
     suspended: Option<Instant>,
     /// For how long its clock stood still.
@@ -70,11 +73,29 @@ impl Process {
         self.state().polls_left = Some((polls, blow));
     }
 
+    /// When it is about to take a producer epoch: it has proven its lease, and has not fenced anybody yet.
+    pub fn strike_at_opening(&self, blow: Blow) {
+        self.state().at_opening = Some(blow);
+    }
+
+    /// It is about to take a producer epoch.
+    pub async fn opens(&self) {
+        let blow = self.state().at_opening.take();
+        if let Some(blow) = blow {
+            self.strike_after_polls(0, blow);
+            yield_now().await;
+        }
+    }
+
+    pub fn is_stopped(&self) -> bool {
+        self.state().stopped
+    }
+
     /// SIGCONT, or its machine goes on.
     pub fn go_on(&self) {
         let mut state = self.state();
         state.stopped = false;
-        state.polls_left = None;
+        (state.polls_left, state.at_opening) = (None, None);
         let since = state.suspended.take();
         state.stood_still += since.map(|since| since.elapsed()).unwrap_or_default();
         drop(state);

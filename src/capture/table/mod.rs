@@ -361,7 +361,7 @@ impl<S: Shell> Reading<'_, S> {
             Cut::Whole(whole) => Batch::of(self.read_whole(&whole, done).await?, after, catches_up),
             Cut::Large(one) => {
                 let rest = LargeTransaction::new(
-                    self.shell.pages(),
+                    self.shell.pages(&self.session.origin),
                     tx_id(&self.session.origin, one.xid),
                     one,
                     self.settings.batch,

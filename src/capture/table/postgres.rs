@@ -185,14 +185,16 @@ impl Shell for PostgresShell {
         Ok(client.batch_execute(nudge).await?)
     }
 
-    fn pages(&self) -> PostgresPages {
+    fn pages(&self, origin: &Origin) -> PostgresPages {
         let found = self
             .connection
             .as_ref()
             .map(|connection| (connection.sql.clone(), connection.route.clone()));
         PostgresPages {
             pool: self.pool.clone(),
+            planned_at: origin.clone(),
             found,
+            client: None,
         }
     }
 
@@ -231,18 +233,33 @@ impl Shell for PostgresShell {
     }
 }
 
-/// Pages, each on a connection of the pool.
+/// Pages, all on one connection of the pool: what was found out about its server holds for each of them.
 pub struct PostgresPages {
     pool: Pool,
+    planned_at: Origin,
     found: Option<(Arc<Statements>, Arc<Route>)>,
+    client: Option<Object>,
+}
+
+impl PostgresPages {
+    async fn connect(&self) -> Result<Object, Fault> {
+        let client = self.pool.get().await?;
+        let (here, _) = origin(&client, &self.planned_at.table).await?;
+        here.is_where(&self.planned_at)?;
+        Ok(client)
+    }
 }
 
 impl Pages for PostgresPages {
     async fn page(&mut self, xid: Xid, after_seq: i64, events: u64) -> Result<Vec<Event>, Fault> {
+        let client = match self.client.take() {
+            Some(client) => client,
+            None => self.connect().await?,
+        };
+        let client = self.client.insert(client);
         let Some((sql, route)) = &self.found else {
             return Err(Fault::Defect("pages without a connection".into()));
         };
-        let client = self.pool.get().await?;
         let limit = i64::try_from(events).unwrap_or(i64::MAX);
         let values: [Value; 3] = [
             (&xid.to_string(), Type::TEXT),

@@ -102,8 +102,8 @@ pub trait Shell {
     /// Has WAL flushed now. On a connection of its own: this one may be inside a read-only transaction.
     async fn nudge(&mut self) -> Result<(), Fault>;
 
-    /// A source of pages, on connections of its own: the plan may go on meanwhile.
-    fn pages(&self) -> Self::Pages;
+    /// A source of pages of what was planned at `origin`, on a connection of its own: the plan may go on meanwhile.
+    fn pages(&self, origin: &Origin) -> Self::Pages;
 
     /// Writes `position` to `outbox.relay` and `outbox.marks`, on a connection of its own; two round trips.
     async fn acknowledge(&mut self, position: &Position) -> Result<(), Fault>;
@@ -115,7 +115,8 @@ pub trait Pages: Send {
     /// snapshot is held between pages.
     ///
     /// # Errors
-    /// As those of [`Shell`].
+    /// As those of [`Shell`], and [`Fault::Position`] if this is not where the transaction was planned: a standby that was
+    /// promoted meanwhile may have given the same id to another transaction.
     fn page(
         &mut self,
         xid: Xid,

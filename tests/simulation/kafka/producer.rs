@@ -206,6 +206,7 @@ impl Shell for Producer {
     }
 
     async fn init_transactions(&mut self) -> Result<(), Fault> {
+        self.process.opens().await;
         let time = self.request_time() * 2;
         match self.exchange(Request::InitProducerId, time).await? {
             Answer::Epoch(epoch) => self.life()?.epoch = epoch,

@@ -48,6 +48,7 @@ enum Record {
     /// The rows that outlived its savepoints.
     Commit(Xid, Vec<i64>),
     Abort(Xid),
+    AbortPrepared(Xid),
     Prepare(Xid, Vec<i64>),
     /// Identity values up to this one may have been given out.
     Sequence(i64),
@@ -86,8 +87,9 @@ pub struct Postgres {
     latest_completed: Xid,
     running: BTreeMap<Xid, Running>,
     committed: BTreeSet<Xid>,
-    /// Transactions of which a relay read rows: what it may have published.
-    handed_out: BTreeSet<Xid>,
+    /// The end of the last record that made an outcome of which a position may speak: a relay has read rows in a snapshot
+    /// that shows it.
+    spoken_of: usize,
     rows: Vec<Row>,
     /// Rows by seq that a commit brought; the others of its transaction were undone.
     alive: BTreeSet<i64>,
@@ -111,7 +113,7 @@ impl Postgres {
             latest_completed: 0,
             running: BTreeMap::new(),
             committed: BTreeSet::new(),
-            handed_out: BTreeSet::new(),
+            spoken_of: 0,
             rows: Vec::new(),
             alive: BTreeSet::new(),
             sequence: 0,
@@ -196,7 +198,12 @@ impl Postgres {
     }
 
     pub fn abort(&mut self, xid: Xid) {
-        self.wal.push(Record::Abort(xid));
+        if self.running.get(&xid).is_some_and(|it| it.prepared) {
+            self.wal.push(Record::AbortPrepared(xid));
+            self.flush(self.wal.len());
+        } else {
+            self.wal.push(Record::Abort(xid));
+        }
         self.finish(xid);
     }
 
@@ -275,9 +282,15 @@ impl Postgres {
         self.visible(snapshot).map(Row::size)
     }
 
-    /// A relay reads rows of these transactions.
-    pub fn hand_out(&mut self, xids: &[Xid]) {
-        self.handed_out.extend(xids);
+    /// A relay reads rows of a window that ends with `snapshot`. A plain abort makes no outcome: without its record the
+    /// transaction is no less undone.
+    pub fn hand_out(&mut self, snapshot: &Snapshot) {
+        let shown = |record: &Record| match record {
+            Record::Commit(xid, _) | Record::AbortPrepared(xid) => snapshot.sees(*xid),
+            _ => false,
+        };
+        let shown = self.wal.iter().rposition(shown);
+        self.spoken_of = self.spoken_of.max(shown.map_or(0, |at| at + 1));
     }
 
     /// The rows that are visible now.
@@ -330,6 +343,8 @@ impl Postgres {
     pub fn crash(&mut self) {
         self.up = false;
         self.wal.truncate(self.flushed);
+        // A relay that has not seen the flush publishes nothing of it.
+        self.spoken_of = self.spoken_of.min(self.flushed);
     }
 
     pub fn start(&mut self) {
@@ -337,14 +352,12 @@ impl Postgres {
         self.up = true;
     }
 
-    /// An asynchronous standby takes over. It may lack the `lacking` last records that were flushed, but none that was
-    /// handed out: such a loss is a person's to judge.
+    /// A standby takes over. It may lack the `lacking` last records that were flushed, but none of which a position may
+    /// speak: such a loss is a person's to judge.
     pub fn promote(&mut self, lacking: usize) {
-        let of_one_handed_out = |record: &Record| matches!(record, Record::Commit(xid, _) if self.handed_out.contains(xid));
-        let needed = self.wal.iter().rposition(of_one_handed_out);
         let received = self.flushed.saturating_sub(lacking);
-        self.wal
-            .truncate(received.max(needed.map_or(1, |at| at + 1)));
+        let spoken_of = self.spoken_of.min(self.flushed);
+        self.wal.truncate(received.max(spoken_of).max(1));
         self.flushed = self.wal.len();
         self.wal.push(Record::Timeline(self.timeline + 1));
         self.flush(self.wal.len());
@@ -372,7 +385,7 @@ impl Postgres {
                     self.committed.insert(*xid);
                     self.alive.extend(rows);
                 }
-                Record::Abort(xid) => {
+                Record::Abort(xid) | Record::AbortPrepared(xid) => {
                     reached(*xid);
                     self.running.remove(xid);
                 }

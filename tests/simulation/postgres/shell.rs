@@ -68,14 +68,7 @@ impl Shell for PostgresShell {
     async fn connect(&mut self) -> Result<Origin, Fault> {
         (self.session, self.transaction, self.plan) = (None, None, None);
         let mut session = Session::connect(&self.world).await?;
-        let origin = session.ask(|server| Origin {
-            system_id: "7".into(),
-            timeline: server.timeline,
-            database_oid: 5,
-            table: TABLE.into(),
-            capture: "table".into(),
-        });
-        let origin = origin.await?;
+        let origin = session.ask(origin).await?;
         self.session = Some(session);
         Ok(origin)
     }
@@ -178,7 +171,7 @@ impl Shell for PostgresShell {
         } = self;
         let read = |server: &mut Postgres| {
             let snapshot = snapshot_of(server, transaction);
-            server.hand_out(xids);
+            server.hand_out(&snapshot);
             if last {
                 (*transaction, *plan) = (None, None);
             }
@@ -208,8 +201,14 @@ impl Shell for PostgresShell {
         session.ask(Postgres::nudge).await
     }
 
-    fn pages(&self) -> SimulatedPages {
-        SimulatedPages(self.world.clone())
+    fn pages(&self, origin: &Origin) -> SimulatedPages {
+        let snapshot = self.transaction.clone().flatten();
+        SimulatedPages {
+            world: self.world.clone(),
+            planned_at: origin.clone(),
+            snapshot: snapshot.unwrap_or_else(Snapshot::empty),
+            session: None,
+        }
     }
 
     async fn acknowledge(&mut self, _: &Position) -> Result<(), Fault> {
@@ -218,14 +217,43 @@ impl Shell for PostgresShell {
     }
 }
 
-/// Pages of a large transaction, each on a connection of its own.
-pub struct SimulatedPages(World);
+fn origin(server: &mut Postgres) -> Origin {
+    Origin {
+        system_id: "7".into(),
+        timeline: server.timeline,
+        database_oid: 5,
+        table: TABLE.into(),
+        capture: "table".into(),
+    }
+}
+
+/// Pages of a large transaction, on a connection of their own.
+pub struct SimulatedPages {
+    world: World,
+    planned_at: Origin,
+    /// In which the transaction was planned.
+    snapshot: Snapshot,
+    session: Option<Session>,
+}
+
+impl SimulatedPages {
+    async fn connect(&self) -> Result<Session, Fault> {
+        let mut session = Session::connect(&self.world).await?;
+        let here = session.ask(origin).await?;
+        here.is_where(&self.planned_at)?;
+        Ok(session)
+    }
+}
 
 impl Pages for SimulatedPages {
     async fn page(&mut self, xid: Xid, after_seq: i64, events: u64) -> Result<Vec<Event>, Fault> {
-        let mut session = Session::connect(&self.0).await?;
+        let session = match self.session.take() {
+            Some(session) => session,
+            None => self.connect().await?,
+        };
+        let session = self.session.insert(session);
         let read = |server: &mut Postgres| {
-            server.hand_out(&[xid]);
+            server.hand_out(&self.snapshot);
             let rows = server.present_rows();
             let mut rows: Vec<Row> = rows
                 .filter(|row| row.xid == xid && row.seq > after_seq)
@@ -236,7 +264,7 @@ impl Pages for SimulatedPages {
             rows
         };
         let rows = session.ask(read).await?;
-        Ok(rows.iter().map(|row| event(&self.0, row)).collect())
+        Ok(rows.iter().map(|row| event(&self.world, row)).collect())
     }
 }
 
