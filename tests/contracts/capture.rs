@@ -10,7 +10,9 @@ use outbox_relay::position::{Mismatch, Position, Snapshot};
 use outbox_relay::servers::PostgresVersion;
 use tokio_postgres::Client;
 
-use crate::support::servers::{TestDatabase, own_postgres, postgres_of};
+use crate::support::servers::{
+    TestDatabase, own_postgres, own_postgres_with_standby, postgres_of, promote,
+};
 use crate::support::{until, within};
 
 pub fn settings() -> TableSettings {
@@ -214,6 +216,37 @@ fn a_transaction_beyond_the_limits_streams_whole_and_alone() {
             [(1..=321).map(|i| i.to_string()).collect::<Vec<_>>()]
         );
         assert_eq!(reader.batch().await, [["after"]]);
+    });
+}
+
+#[test]
+fn a_transaction_is_not_streamed_from_another_server_than_the_one_that_planned_it() {
+    within(120, async {
+        let [mut primary, standby] = own_postgres_with_standby().await;
+        let database = TestDatabase::on(&primary).await;
+        let on_standby = database.moved_to(&standby);
+        let mut reader = Reader::new(&database.or(&on_standby), settings()).await;
+        let large = "select outbox.publish('t', 'k', i::text) from generate_series(1, 321) i";
+        sql(&database.connect().await, large).await;
+        until("the standby has it", 30, async || {
+            let count = on_standby.connect().await;
+            let count = count.query_one("select count(*) from outbox.events", &[]);
+            count.await.is_ok_and(|row| row.get::<_, i64>(0) == 321)
+        })
+        .await;
+        let mut batch = reader
+            .capture
+            .next(&reader.position)
+            .await
+            .unwrap()
+            .unwrap();
+        primary.kill9().await.unwrap();
+        promote(&standby).await;
+        let page = batch.next().await;
+        assert!(
+            matches!(page, Err(Fault::Position(Mismatch::Timeline(1, 2)))),
+            "{page:?}"
+        );
     });
 }
 

@@ -8,16 +8,9 @@ use tokio::process::Command;
 use crate::support::process::{RelayOf, binary};
 use crate::support::scan::{records, records_from};
 use crate::support::scene::{Scene, clean};
-use crate::support::servers::{TestDatabase, connect, own_postgres_with_standby};
+use crate::support::servers::{TestDatabase, own_postgres_with_standby, promote};
 use crate::support::writers::{Load, Writers, set_up};
 use crate::support::{until, within};
-
-async fn promote(standby: &Postgres) {
-    let client = connect(standby.url()).await;
-    let promote = "select pg_promote(wait_seconds => 60)";
-    let promoted = client.query_one(promote, &[]).await.unwrap();
-    assert!(promoted.get::<_, bool>(0));
-}
 
 /// The same relay on the promoted standby.
 fn moved(scene: Scene, standby: &Postgres) -> Scene {

@@ -82,6 +82,14 @@ pub async fn own_postgres_with_standby() -> [Postgres; 2] {
         .unwrap_or_else(|error| panic!("{error}"))
 }
 
+/// Makes a standby a primary, on a timeline of its own.
+pub async fn promote(standby: &Postgres) {
+    let client = connect(standby.url()).await;
+    let promote = "select pg_promote(wait_seconds => 60)";
+    let promoted = client.query_one(promote, &[]).await.unwrap();
+    assert!(promoted.get::<_, bool>(0));
+}
+
 /// A Kafka of one's own, to kill.
 pub async fn own_kafka() -> Kafka {
     own()
@@ -129,6 +137,19 @@ impl TestDatabase {
     pub fn moved_to(&self, postgres: &Postgres) -> Self {
         Self {
             url: url_of(postgres, &self.name),
+            name: self.name.clone(),
+        }
+    }
+
+    /// Whichever of the two servers answers.
+    pub fn or(&self, other: &Self) -> Self {
+        let place = |url: &str| {
+            let (_, rest) = url.rsplit_once('@').expect("a url with a user");
+            rest.split('/').next().expect("a place").to_owned()
+        };
+        let (first, second) = (place(&self.url), place(&other.url));
+        Self {
+            url: self.url.replace(&first, &format!("{first},{second}")),
             name: self.name.clone(),
         }
     }
