@@ -83,8 +83,20 @@ pub(super) fn settings(node: usize, nodes: usize) -> Vec<(&'static str, String)>
         .iter()
         .map(|(name, value)| (*name, (*value).to_owned()));
     let numbers = numbers.map(|(name, number)| (name, number.to_string()));
-    common.chain(numbers).collect()
+    let alone = AUTHORIZER.iter().filter(|_| nodes == 1);
+    let alone = alone.map(|(name, value)| (*name, (*value).to_owned()));
+    common.chain(numbers).chain(alone).collect()
 }
+
+/// Everybody may do everything, until a test says otherwise. Not for a cluster: a node would deny the votes of the others
+/// until it has read the rules, for which it needs their votes.
+const AUTHORIZER: &[(&str, &str)] = &[
+    (
+        "authorizer.class.name",
+        "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+    ),
+    ("allow.everyone.if.no.acl.found", "true"),
+];
 
 /// Those that are the same everywhere: small internal topics, failures seen soon.
 const SETTINGS: &[(&str, &str)] = &[
@@ -101,12 +113,6 @@ const SETTINGS: &[(&str, &str)] = &[
     // default.
     ("broker.session.timeout.ms", "3000"),
     ("broker.heartbeat.interval.ms", "500"),
-    // Everybody may do everything, until a test says otherwise.
-    (
-        "authorizer.class.name",
-        "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-    ),
-    ("allow.everyone.if.no.acl.found", "true"),
     // A wrong topic name must be an error, not a new topic.
     ("auto.create.topics.enable", "false"),
     // 128 MiB by default, a third of the heap, for topics that are far smaller.
