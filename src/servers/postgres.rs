@@ -91,7 +91,8 @@ pub(super) async fn bring_up_pair(
     servers: &Servers,
     options: &PostgresOptions,
 ) -> Result<[Postgres; 2], ServersError> {
-    let (port, standby_port) = (port::free()?, port::free()?);
+    let ports = port::free_ones(2)?;
+    let (port, standby_port) = (ports[0], ports[1]);
     let mut primary = Cluster::create(servers, options, port).await?;
     let standby = primary.standby(servers, port, standby_port).await?;
     Ok(

@@ -18,11 +18,11 @@ async fn few_writers(scene: &Scene) -> Writers {
 /// Waits until the relay has acknowledged all that is committed now.
 async fn caught_up(scene: &Scene) {
     let client = scene.database.connect().await;
-    let left = "select exists (select from outbox.events e, outbox.relay r
+    let done = "select exists (select from outbox.relay) and not exists (select from outbox.events e, outbox.relay r
          where not pg_visible_in_snapshot(e.xid, (r.position->>'seen')::pg_snapshot))";
     until("all is published", 120, async || {
-        let row = client.query_one(left, &[]).await.unwrap();
-        !row.get::<_, bool>(0)
+        let row = client.query_one(done, &[]).await.unwrap();
+        row.get::<_, bool>(0)
     })
     .await;
 }

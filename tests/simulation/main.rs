@@ -84,8 +84,14 @@ fn main() -> ExitCode {
 
 fn replay(seed: u64, arguments: &Arguments) -> ExitCode {
     let named = |mutation: &Mutation| Some(format!("{mutation:?}")) == arguments.mutation;
-    let mutation = Mutation::ALL.into_iter().find(named);
-    let outcome = run(seed, mutation.unwrap_or(Mutation::None), arguments.trace);
+    let mutation = match Mutation::ALL.into_iter().find(named) {
+        None if arguments.mutation.is_some() => {
+            eprintln!("no such mutation; there are {:?}", Mutation::ALL);
+            return ExitCode::from(2);
+        }
+        found => found.unwrap_or(Mutation::None),
+    };
+    let outcome = run(seed, mutation, arguments.trace);
     outcome.trace.iter().for_each(|line| println!("{line}"));
     println!("\n{}", outcome.report);
     for violation in &outcome.violations {

@@ -7,7 +7,7 @@ use outbox_relay::servers::{Kafka, Postgres, PostgresOptions, PostgresVersion, S
 use tokio::sync::OnceCell;
 use tokio_postgres::Client;
 
-use super::unique;
+use super::{unique, until};
 
 /// What all tests share.
 pub struct Shared {
@@ -139,6 +139,19 @@ impl TestDatabase {
             url: url_of(postgres, &self.name),
             name: self.name.clone(),
         }
+    }
+
+    /// Waits until a standby has so many rows of a table. At first it lacks the database, too.
+    pub async fn has(&self, table: &str, rows: i64) {
+        until("the standby has it", 30, async || {
+            let Ok(client) = self.database().connect().await else {
+                return false;
+            };
+            let count = format!("select count(*) from {table}");
+            let count = client.query_one(&count, &[]).await;
+            count.is_ok_and(|row| row.get::<_, i64>(0) == rows)
+        })
+        .await;
     }
 
     /// Whichever of the two servers answers.

@@ -271,10 +271,10 @@ impl Pages for PostgresPages {
     }
 }
 
-/// Where the relay of `settings` would read: asked once for each connection.
+/// Where `table` would be read by this connection, and the next transaction id of its server; asked once for each connection.
 ///
 /// # Errors
-/// [`Fault::Refused`] if the server is no primary, or the table is missing or of a shape that can't be read.
+/// [`Fault::Unavailable`] if the server is a standby, [`Fault::Refused`] if it is older than PostgreSQL 14.
 pub async fn origin(client: &Client, table: &str) -> Result<(Origin, Xid), Fault> {
     if client
         .query_typed_one(include_str!("../../../sql/table/standby.sql"), &[])
