@@ -10,7 +10,7 @@ use tracing::info;
 use crate::adopt::{self, Here, Names, Plan};
 use crate::capture::table::{TableCapture, origin};
 use crate::config::{Settings, SinkKind};
-use crate::fault::{Fault, exit};
+use crate::fault::Fault;
 use crate::lease::{AdvisoryLease, Lease};
 use crate::relay::{Published, Relay, RelaySettings};
 use crate::sink::Sink;
@@ -184,10 +184,4 @@ async fn rename(client: &Client, names: Names<'_>) -> Result<(), Fault> {
         .query_typed(include_str!("../sql/relay/rename.sql"), &values)
         .await?;
     Ok(())
-}
-
-/// The exit code of an end.
-#[must_use]
-pub fn exit_code<T>(end: &Result<T, Fault>) -> u8 {
-    end.as_ref().err().map_or(exit::DONE, Fault::exit_code)
 }

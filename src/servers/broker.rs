@@ -16,7 +16,7 @@ use super::fetch::{self, fetch_error};
 use super::java::{MAJOR_MIN, java};
 use super::kafka::settings;
 use super::reaper::{Reaper, Role};
-use super::{Progress, Servers, ServersError, Sources, io, log_tail, open_to_others, port};
+use super::{Progress, Servers, ServersError, Sources, io, log_tail, open_to_others};
 
 const SERVER: &str = "Kafka";
 const MANIFEST: &str = include_str!("kafka.sha256");
@@ -61,15 +61,18 @@ pub(super) struct Broker {
 }
 
 impl Broker {
-    /// Fetches the jars if need be, formats new data folders, and starts a cluster with a node on each of `ports`.
+    /// Fetches the jars if need be, formats new data folders, and starts a cluster with a node on each of `ports`, which
+    /// speak with each other on `controllers`.
     pub(super) async fn create(
         servers: &Servers,
         ports: &[u16],
+        controllers: &[u16],
     ) -> Result<Vec<Self>, ServersError> {
         let folder_of = |_| servers.server_folder("kafka");
         let folders: Vec<PathBuf> = ports.iter().map(folder_of).collect::<Result<_, _>>()?;
         let (sources, progress) = (servers.sources.clone(), servers.progress.clone());
         let (data_parents, ports) = (folders.clone(), ports.to_vec());
+        let controllers = controllers.to_vec();
         let options = if ports.len() > 1 {
             ONE_OF_SEVERAL
         } else {
@@ -79,7 +82,7 @@ impl Broker {
             let java = java().ok_or_else(|| no_java(ports.len()))?.program;
             let jars = jars(&sources, &progress)?;
             progress.say(&format!("starting Kafka {VERSION}"));
-            let (cluster, controllers) = (cluster_id(), port::free_ones(ports.len())?);
+            let cluster = cluster_id();
             for (index, folder) in data_parents.iter().enumerate() {
                 configure(folder, index, &ports, &controllers)?;
                 format(&java, &jars, folder, &cluster)?;

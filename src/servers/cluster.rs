@@ -85,7 +85,10 @@ impl Cluster {
     ) -> Result<Self, ServersError> {
         let folder = servers.server_folder("pg")?;
         self.stop_fast().await?;
-        copy(&self.data(), &folder)?;
+        let (data, target) = (self.data(), folder.clone());
+        tokio::task::spawn_blocking(move || copy(&data, &target))
+            .await
+            .unwrap_or_else(|error| Err(io("copy a data folder")(error.into())))?;
         self.start().await?;
         let standby = [
             (

@@ -33,11 +33,12 @@ pub(super) async fn bring_up(servers: &Servers, count: usize) -> Result<Kafka, S
             nodes: (0..count).map(|_| Node::Given).collect(),
         });
     }
-    let ports = port::free_ones(count)?;
-    let nodes = match contained(servers, &ports).await? {
+    let all = port::free_ones(2 * count)?;
+    let (ports, controllers) = all.split_at(count);
+    let nodes = match contained(servers, ports).await? {
         Some(node) => vec![node],
         None => {
-            let nodes = Broker::create(servers, &ports).await?;
+            let nodes = Broker::create(servers, ports, controllers).await?;
             nodes.into_iter().map(Node::Binaries).collect()
         }
     };

@@ -142,7 +142,8 @@ impl Brokers {
         need_copies(&self.addresses, &Stage::topics(), all).await?;
         kafka.kill9(number).await.map_err(text)?;
         sleep(time).await;
-        need_copies(&self.addresses, &Stage::topics(), IN_SYNC).await?;
-        kafka.start(number).await.map_err(text)
+        let needed = need_copies(&self.addresses, &Stage::topics(), IN_SYNC).await;
+        kafka.start(number).await.map_err(text)?;
+        needed
     }
 }

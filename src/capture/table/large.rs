@@ -22,10 +22,8 @@ pub(super) struct LargeTransaction<P> {
 impl<P: Pages> LargeTransaction<P> {
     /// Pages of about half of what a batch may hold.
     pub fn new(pages: P, tx_id: Arc<str>, planned: Planned, batch: BatchLimits) -> Self {
-        let page_events = (planned.events * batch.bytes_max / planned.bytes.max(1))
-            .clamp(1, batch.events_max)
-            / 2
-            + 1;
+        let fitting = planned.events.saturating_mul(batch.bytes_max) / planned.bytes.max(1);
+        let page_events = fitting.clamp(1, batch.events_max) / 2 + 1;
         Self {
             pages,
             tx_id,

@@ -1,7 +1,7 @@
 //! The thin shell around librdkafka: carries out the machine's commands in a thread of its own, because the transaction
 //! calls block.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -410,6 +410,8 @@ struct Worker {
     names: Vec<Arc<str>>,
     /// Records queued since `begin`.
     sent: u64,
+    /// The topics that events went to since `begin`.
+    sent_to: BTreeSet<usize>,
     /// The database transaction, as long as there is only one in this Kafka transaction: then a fault can name it.
     tx_id: Option<Arc<str>>,
     transactions: u64,
@@ -429,6 +431,7 @@ impl Worker {
             topics: HashMap::new(),
             names: Vec::new(),
             sent: 0,
+            sent_to: BTreeSet::new(),
             tx_id: None,
             transactions: 0,
         })
@@ -530,6 +533,7 @@ impl Worker {
         self.drain();
         self.seen().begin();
         (self.sent, self.tx_id, self.transactions) = (0, None, 0);
+        self.sent_to.clear();
         self.producer
             .begin_transaction()
             .map_err(|error| self.fault(&error, At::Cluster))
@@ -577,6 +581,7 @@ impl Worker {
             },
         )?;
         self.sent += 1;
+        self.sent_to.insert(topic);
         if self.sent.is_multiple_of(SERVE_EVERY) {
             self.drain();
             if let Some(failed) = self.failed() {
@@ -597,12 +602,7 @@ impl Worker {
                     if Instant::now() < until =>
                 {
                     record = back;
-                    if let Some(failed) = self.failed() {
-                        return Err(self.delivery_fault(failed));
-                    }
-                    if !self.serve() {
-                        pause(Duration::from_millis(1));
-                    }
+                    self.wait_for_room()?;
                 }
                 // The transaction has failed, by what was queued before.
                 Err((
@@ -613,6 +613,20 @@ impl Worker {
                 )) => return Err(self.delivery_fault((code, delivery_opaque))),
                 Err((error, _)) => return Err(self.fault(&error, at)),
             }
+        }
+    }
+
+    /// Waits for a delivery; if none comes for long, looks for the topics.
+    fn wait_for_room(&self) -> Result<(), Fault> {
+        let before = self.seen().delivered;
+        let outcome = self.serve_until(DELIVERY_PATIENCE, |seen| match seen.failed {
+            Some(failed) => Some(Err(failed)),
+            None => (seen.delivered > before).then_some(Ok(())),
+        });
+        match outcome {
+            Some(Ok(())) => Ok(()),
+            Some(Err(failed)) => Err(self.delivery_fault(failed)),
+            None => self.topics_are_there(),
         }
     }
 
@@ -677,12 +691,18 @@ impl Worker {
     /// end of the transaction's time (measured). A new producer looks for each topic anew, and finds what is to be said.
     fn topics_are_there(&self) -> Result<(), Fault> {
         let position_topic = topic_of(&self.settings.name);
-        let names = self.names.iter().map(|name| &**name);
-        for topic in names.chain([position_topic.as_str()]) {
-            // Brokers that do not answer are no proof of anything.
-            let trouble = self.trouble_with(topic, DELIVERY_PATIENCE).unwrap_or(None);
-            if trouble.is_some_and(is_absence) {
-                return Err(Fault::Recycle(format!("topic {topic} was deleted")));
+        let sent_to = self
+            .sent_to
+            .iter()
+            .filter_map(|topic| self.names.get(*topic));
+        for topic in sent_to.map(|name| &**name).chain([&*position_topic]) {
+            match self.trouble_with(topic, DELIVERY_PATIENCE) {
+                Ok(Some(code)) if is_absence(code) => {
+                    return Err(Fault::Recycle(format!("topic {topic} was deleted")));
+                }
+                Ok(_) => {}
+                // Brokers that do not answer are no proof of anything, and will be as silent about the next topic.
+                Err(_) => return Ok(()),
             }
         }
         Ok(())
@@ -712,9 +732,10 @@ impl Worker {
         let (code, topic) = self.cause(failed);
         let seen = self.seen();
         let last_error = seen.last_error.clone().unwrap_or_default();
-        let blamed = seen
-            .not_added
-            .as_ref()
+        // A record that failed by itself has its own topic to blame.
+        let blamed = (is_consequence(failed.0) && seen.cause().is_none())
+            .then_some(seen.not_added.as_ref())
+            .flatten()
             .and_then(|line| named_in(line, &self.names));
         drop(seen);
         let position_topic = topic_of(&self.settings.name);
