@@ -110,7 +110,7 @@ pub fn must_be_new(name: &str, position: Option<Position>) -> Result<(), Fault> 
         None => Ok(()),
         Some(position) => Err(Fault::Refused(format!(
             "relay {name} has a position of its own, {}; nothing was changed",
-            position.seen
+            position
         ))),
     }
 }

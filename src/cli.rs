@@ -6,7 +6,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
 use crate::adopt::Plan;
-use crate::config::{ConfigFile, Options, Settings};
+use crate::capture::wal::make;
+use crate::config::{CaptureKind, ConfigFile, Options, Settings};
 use crate::fault::{Fault, exit};
 use crate::{init, supervisor, verify};
 
@@ -51,9 +52,10 @@ enum Command {
         after_help = "Examples:\n  outbox-relay demo\n  outbox-relay demo --seconds 30 --events-per-second 3000 --keep"
     )]
     Demo(crate::demo::DemoArgs),
-    /// Makes schema outbox in the database, or brings it up to date. May be run again at any time.
+    /// Makes schema outbox in the database, or brings it up to date; with --capture wal publication and replication slot
+    /// too. May be run again at any time.
     #[command(
-        after_help = "Examples:\n  outbox-relay init --database-url postgres://me@127.0.0.1/shop\n  outbox-relay init --print-sql | psql shop"
+        after_help = "Examples:\n  outbox-relay init --database-url postgres://me@127.0.0.1/shop\n  outbox-relay init --print-sql | psql shop\n  outbox-relay init --capture wal --name shop --database-url postgres://me@127.0.0.1/shop"
     )]
     Init(InitArgs),
     /// Publishes until it is stopped.
@@ -161,18 +163,31 @@ pub async fn call(cli: Cli) -> u8 {
 }
 
 async fn init_schema(args: InitArgs) -> Result<u8, Fault> {
+    let options = args.options.with_file(args.file.config.as_deref())?;
+    let is_wal = options.capture == Some(CaptureKind::Wal);
     if args.print_sql {
         print!("{}", init::script());
+        if is_wal {
+            print!("\n{}", make::script(&options.outbox()?));
+        }
         return Ok(exit::DONE);
     }
-    let database = args
-        .options
-        .with_file(args.file.config.as_deref())?
-        .database()?;
+    let database = options.database()?;
+    // Checked before anything is made.
+    let outbox = is_wal.then(|| options.outbox()).transpose()?;
     let applied = init::init(&database).await?;
     match applied.as_slice() {
         [] => println!("{database}: schema outbox is up to date, nothing to do"),
         names => println!("{database}: applied {}", names.join(", ")),
+    }
+    if let Some(outbox) = outbox {
+        match supervisor::make_slot(&database, &outbox).await?.as_slice() {
+            [] => println!(
+                "{database}: publication and replication slot {} are there",
+                outbox.slot
+            ),
+            made => println!("{database}: made {}", made.join(", ")),
+        }
     }
     Ok(exit::DONE)
 }
@@ -196,7 +211,7 @@ async fn adopt(args: AdoptArgs) -> Result<u8, Fault> {
         changes,
         ..
     } = supervisor::adopt(&settings, &from, args.apply).await?;
-    println!("relay {from} stands at {}", stored.seen);
+    println!("relay {from} stands at {stored}");
     if changes.is_empty() {
         println!("the position belongs here already; nothing to adopt");
     }

@@ -7,8 +7,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
 
-use crate::capture::Start;
-use crate::capture::table::{BatchLimits, Columns, TableSettings};
+use crate::capture::{BatchLimits, CaptureSettings, Columns, Start};
 use crate::database::Database;
 use crate::fault::Fault;
 use crate::sink::kafka::{KafkaSettings, check_properties};
@@ -29,6 +28,19 @@ pub enum SinkKind {
 pub enum CaptureKind {
     /// The outbox table, by snapshot difference.
     Table,
+    /// The write-ahead log, by a replication slot.
+    Wal,
+}
+
+impl CaptureKind {
+    /// As positions name it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Table => "table",
+            Self::Wal => "wal",
+        }
+    }
 }
 
 /// Where a relay begins that never ran.
@@ -97,6 +109,8 @@ options! {
     sink: SinkKind, "OUTBOX_RELAY_SINK", "Where events go [default: kafka]";
     /// Where events come from.
     capture: CaptureKind, "OUTBOX_RELAY_CAPTURE", "How committed events are found [default: table]";
+    /// Replication slot and publication of capture wal.
+    slot: String, "OUTBOX_RELAY_SLOT", "Replication slot of capture wal, and its publication: lower-case letters, digits, '_' [default: outbox_relay_NAME]";
     /// The outbox table.
     table: String, "OUTBOX_RELAY_TABLE", "The outbox table [default: outbox.events]";
     /// Topic of rows without one.
@@ -140,8 +154,10 @@ pub struct Settings {
     pub sink: SinkKind,
     /// Where it begins.
     pub start: Start,
-    /// The table capture's part.
-    pub table: TableSettings,
+    /// Where events come from.
+    pub capture: CaptureKind,
+    /// The outbox, for whichever capture.
+    pub outbox: CaptureSettings,
     /// The Kafka sink's part; its brokers are empty for another sink.
     pub kafka: KafkaSettings,
     /// Time after which a silent holder loses the lease.
@@ -213,19 +229,10 @@ impl Options {
     /// # Errors
     /// [`Fault::Setting`] with the key and what would be right.
     pub fn settle(&self) -> Result<Settings, Fault> {
-        let name = self.name.clone().ok_or_else(|| {
-            wrong(
-                "name is missing; give --name, OUTBOX_RELAY_NAME or name in the configuration file",
-            )
-        })?;
-        if !legal_name(&name) {
-            return Err(wrong(format!(
-                "name {name:?} is not usable: 1 to 200 letters, digits, '.', '_' or '-'"
-            )));
-        }
+        let name = self.name()?;
         let database = self.database()?;
         let sink = self.sink.unwrap_or(SinkKind::Kafka);
-        let CaptureKind::Table = self.capture.unwrap_or(CaptureKind::Table);
+        let capture = self.capture.unwrap_or(CaptureKind::Table);
         let brokers = match (
             sink,
             self.kafka_brokers.as_deref().unwrap_or_default().trim(),
@@ -252,9 +259,11 @@ impl Options {
             10_000,
         )?;
         Ok(Settings {
-            table: TableSettings {
+            capture,
+            outbox: CaptureSettings {
                 registers: sink == SinkKind::Kafka,
-                ..self.table_settings(&name, &instance)?
+                instance: instance.clone(),
+                ..self.outbox()?
             },
             kafka: KafkaSettings {
                 properties,
@@ -281,7 +290,27 @@ impl Options {
         })
     }
 
-    fn table_settings(&self, name: &str, instance: &str) -> Result<TableSettings, Fault> {
+    fn name(&self) -> Result<String, Fault> {
+        let name = self.name.clone().ok_or_else(|| {
+            wrong(
+                "name is missing; give --name, OUTBOX_RELAY_NAME or name in the configuration file",
+            )
+        })?;
+        match legal_name(&name) {
+            true => Ok(name),
+            false => Err(wrong(format!(
+                "name {name:?} is not usable: 1 to 200 letters, digits, '.', '_' or '-'"
+            ))),
+        }
+    }
+
+    /// The outbox alone, for commands that need no sink.
+    ///
+    /// # Errors
+    /// As those of [`Options::settle`].
+    pub fn outbox(&self) -> Result<CaptureSettings, Fault> {
+        self.check_capture()?;
+        let name = self.name()?;
         let poll_min = at_least("poll-ms-min", self.poll_ms_min.unwrap_or(5), 1)?;
         let poll_max = self.poll_ms_max.unwrap_or(100);
         if poll_max < poll_min {
@@ -307,9 +336,10 @@ impl Options {
                 "table {table:?} is not usable; it would look like outbox.events"
             )));
         }
-        Ok(TableSettings {
-            name: name.to_owned(),
-            instance: instance.to_owned(),
+        Ok(CaptureSettings {
+            slot: self.slot(&name)?,
+            name,
+            instance: instance(),
             registers: true,
             table,
             columns: self.columns.clone().unwrap_or_default(),
@@ -330,6 +360,34 @@ impl Options {
             poll_min: Duration::from_millis(poll_min),
             poll_max: Duration::from_millis(poll_max),
         })
+    }
+
+    /// Settings of one capture have no meaning with the other.
+    fn check_capture(&self) -> Result<(), Fault> {
+        match self.capture.unwrap_or(CaptureKind::Table) {
+            CaptureKind::Table if self.slot.is_some() => Err(wrong(
+                "slot has no meaning with capture table; leave it out, or give --capture wal",
+            )),
+            CaptureKind::Wal if self.poll_ms_min.is_some() => Err(wrong(
+                "poll-ms-min has no meaning with capture wal, which does not poll; leave it out",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Slots share one name space on a server, and PostgreSQL allows them few characters.
+    fn slot(&self, name: &str) -> Result<String, Fault> {
+        let legal = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+        let slot = self.slot.clone().unwrap_or_else(|| {
+            let name = name.to_ascii_lowercase();
+            format!("outbox_relay_{}", name.replace(|c| !legal(c), "_"))
+        });
+        match (1..=63).contains(&slot.len()) && slot.chars().all(legal) {
+            true => Ok(slot),
+            false => Err(wrong(format!(
+                "slot {slot:?} is not usable: 1 to 63 lower-case letters, digits or '_'"
+            ))),
+        }
     }
 
     fn replication_factor(&self) -> Result<i32, Fault> {
@@ -437,15 +495,15 @@ mod tests {
             .unwrap()
             .settle()
             .unwrap();
-        assert_eq!(settings.table.linger, Duration::from_millis(7));
+        assert_eq!(settings.outbox.linger, Duration::from_millis(7));
         assert_eq!(settings.lease_time, Duration::from_millis(900));
         assert_eq!(settings.drain_time, Duration::from_secs(10));
         assert_eq!(settings.kafka.properties["compression.type"], "zstd");
         assert_eq!(settings.kafka.properties["sasl.username"], "u");
         assert_eq!(
             (
-                settings.table.columns.id.as_str(),
-                settings.table.columns.seq.as_str()
+                settings.outbox.columns.id.as_str(),
+                settings.outbox.columns.seq.as_str()
             ),
             ("event_id", "seq")
         );
@@ -460,6 +518,7 @@ mod tests {
             kafka_brokers: Some("h:7".into()),
             sink: Some(SinkKind::Kafka),
             capture: Some(CaptureKind::Table),
+            slot: None,
             table: Some("a.b".into()),
             route: Some("r.{aggregate_type}".into()),
             start: Some(StartKind::Now),
@@ -486,27 +545,31 @@ mod tests {
             name,
             database,
             sink,
+            capture,
             start,
-            table,
+            outbox,
             kafka,
             lease_time,
             drain_time,
         } = given.settle().unwrap();
         let ms = Duration::from_millis;
         assert_eq!(
-            (name.as_str(), sink, start),
-            ("shop", SinkKind::Kafka, Start::Now)
+            (name.as_str(), sink, capture, start),
+            ("shop", SinkKind::Kafka, CaptureKind::Table, Start::Now)
         );
         assert_eq!(database.to_string(), "127.0.0.1:1/other");
         assert_eq!((lease_time, drain_time), (ms(1_900), ms(20)));
-        assert_eq!((table.name.as_str(), table.table.as_str()), ("shop", "a.b"));
         assert_eq!(
-            (table.route.as_str(), table.columns.id.as_str()),
+            (outbox.name.as_str(), outbox.table.as_str()),
+            ("shop", "a.b")
+        );
+        assert_eq!(
+            (outbox.route.as_str(), outbox.columns.id.as_str()),
             ("r.{aggregate_type}", "event_id")
         );
-        assert_eq!((table.batch.events_max, table.batch.bytes_max), (11, 12));
+        assert_eq!((outbox.batch.events_max, outbox.batch.bytes_max), (11, 12));
         assert_eq!(
-            (table.linger, table.poll_min, table.poll_max),
+            (outbox.linger, outbox.poll_min, outbox.poll_max),
             (ms(13), ms(14), ms(15))
         );
         assert_eq!(
@@ -526,6 +589,18 @@ mod tests {
             (true, 17, 18)
         );
         assert_eq!(kafka.properties["compression.type"], "lz4");
+    }
+
+    #[test]
+    fn a_slot_is_named_after_the_relay() {
+        let slot = |name: &str, slot: Option<&str>| {
+            let mut options = least();
+            options.capture = Some(CaptureKind::Wal);
+            (options.name, options.slot) = (Some(name.into()), slot.map(str::to_owned));
+            options.settle().unwrap().outbox.slot
+        };
+        assert_eq!(slot("Shop-eu.1", None), "outbox_relay_shop_eu_1");
+        assert_eq!(slot("shop", Some("mine")), "mine");
     }
 
     #[test]
@@ -555,7 +630,7 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named_with_what_would_be_right() {
         type Change = fn(&mut Options);
-        let cases: [(Change, &str); 14] = [
+        let cases: [(Change, &str); 17] = [
             (|o| o.name = None, "name is missing"),
             (
                 |o| o.name = Some("a b".into()),
@@ -584,6 +659,15 @@ mod tests {
             (
                 |o| (o.poll_ms_min, o.poll_ms_max) = (Some(50), Some(10)),
                 "poll-ms-max is 10",
+            ),
+            (|o| o.slot = Some("s".into()), "slot has no meaning"),
+            (
+                |o| (o.capture, o.slot) = (Some(CaptureKind::Wal), Some("A".into())),
+                "slot \"A\" is not usable",
+            ),
+            (
+                |o| (o.capture, o.poll_ms_min) = (Some(CaptureKind::Wal), Some(5)),
+                "poll-ms-min has no meaning",
             ),
             (|o| o.batch_events_max = Some(0), "batch-events-max is 0"),
             (|o| o.topic_partitions = Some(0), "topic-partitions is 0"),

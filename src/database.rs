@@ -1,5 +1,6 @@
 //! Connections to PostgreSQL: address, TLS, pool.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,11 +9,17 @@ use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
-use tokio_postgres::config::SslMode;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::timeout;
+use tokio_postgres::config::{Host, SslMode};
+use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
 use tokio_postgres::{Client, Config};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use crate::fault::Fault;
+use crate::fault::{Fault, Server};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Where the database is and how to get there. Its `Debug` and `Display` show no password.
 #[derive(Clone)]
@@ -62,7 +69,7 @@ impl Database {
             config.ssl_mode(SslMode::Require);
         }
         config
-            .connect_timeout(Duration::from_secs(5))
+            .connect_timeout(CONNECT_TIMEOUT)
             .tcp_user_timeout(Duration::from_secs(10));
         if config.get_application_name().is_none() {
             config.application_name("outbox-relay");
@@ -85,6 +92,92 @@ impl Database {
         Ok(client)
     }
 
+    /// How many hosts the address names.
+    #[must_use]
+    pub fn hosts(&self) -> usize {
+        self.config.get_hosts().len()
+    }
+
+    /// Who logs in to what, for a protocol that the client library does not speak.
+    #[must_use]
+    pub fn credentials(&self) -> Credentials {
+        let own_name = || nix::unistd::User::from_uid(nix::unistd::Uid::effective());
+        let user = match self.config.get_user() {
+            Some(user) => user.to_owned(),
+            None => own_name()
+                .ok()
+                .flatten()
+                .map_or_else(String::new, |user| user.name),
+        };
+        Credentials {
+            database: self.config.get_dbname().unwrap_or(&user).to_owned(),
+            password: self.config.get_password().unwrap_or_default().to_vec(),
+            user,
+        }
+    }
+
+    /// A connection of bytes to one of the hosts, encrypted as the address says, nothing sent yet.
+    ///
+    /// # Errors
+    /// [`Fault::Unavailable`] if the host does not answer, [`Fault::Refused`] if it has no TLS and must have.
+    pub async fn dial(&self, host: usize) -> Result<Box<dyn Duplex>, Fault> {
+        let away = |error: io::Error| Fault::Unavailable(Server::Postgres, error.to_string());
+        let ports = self.config.get_ports();
+        let port = ports.get(host).or(ports.first()).copied().unwrap_or(5432);
+        let patience = self
+            .config
+            .get_connect_timeout()
+            .copied()
+            .unwrap_or(CONNECT_TIMEOUT);
+        let late = |_| Fault::Unavailable(Server::Postgres, "connecting took too long".into());
+        match self.config.get_hosts().get(host) {
+            Some(Host::Tcp(name)) => {
+                let connect = TcpStream::connect((name.as_str(), port));
+                let tcp = timeout(patience, connect)
+                    .await
+                    .map_err(late)?
+                    .map_err(away)?;
+                tcp.set_nodelay(true).map_err(away)?;
+                timeout(patience, self.secured(tcp, name))
+                    .await
+                    .map_err(late)?
+            }
+            Some(Host::Unix(folder)) => {
+                let socket = folder.join(format!(".s.PGSQL.{port}"));
+                let connect = UnixStream::connect(socket);
+                let unix = timeout(patience, connect)
+                    .await
+                    .map_err(late)?
+                    .map_err(away)?;
+                Ok(Box::new(unix))
+            }
+            None => Err(Fault::Defect(
+                "a host that the address does not name".into(),
+            )),
+        }
+    }
+
+    /// Asks for TLS as the address says (PostgreSQL manual, "SSL Session Encryption").
+    async fn secured(&self, mut tcp: TcpStream, name: &str) -> Result<Box<dyn Duplex>, Fault> {
+        const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
+        let away = |error: io::Error| Fault::Unavailable(Server::Postgres, error.to_string());
+        if self.config.get_ssl_mode() == SslMode::Disable {
+            return Ok(Box::new(tcp));
+        }
+        tcp.write_all(&SSL_REQUEST).await.map_err(away)?;
+        if tcp.read_u8().await.map_err(away)? == b'S' {
+            let mut tls = self.tls.clone();
+            let Ok(tls) = MakeTlsConnect::<TcpStream>::make_tls_connect(&mut tls, name);
+            return Ok(Box::new(tls.connect(tcp).await.map_err(away)?));
+        }
+        match self.config.get_ssl_mode() {
+            SslMode::Require => Err(Fault::Refused(
+                "PostgreSQL does not offer TLS, and sslmode demands it".into(),
+            )),
+            _ => Ok(Box::new(tcp)),
+        }
+    }
+
     /// A pool of at most `connections`.
     ///
     /// # Errors
@@ -102,6 +195,21 @@ impl Database {
             .build()
             .map_err(|error| Fault::Defect(error.to_string()))
     }
+}
+
+/// A connection of bytes.
+pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+/// Who logs in to what.
+pub struct Credentials {
+    /// Role.
+    pub user: String,
+    /// Its password; empty: none was given.
+    pub password: Vec<u8>,
+    /// Database.
+    pub database: String,
 }
 
 struct TlsOptions {

@@ -135,21 +135,28 @@ fn of_postgres(error: &tokio_postgres::Error) -> Fault {
     let Some(db) = error.as_db_error() else {
         return Fault::Unavailable(Server::Postgres, with_cause(error));
     };
-    let (code, message) = (db.code().code(), db.message());
-    match code {
-        "42P01" | "3F000" | "42703" | "42883" => Fault::Refused(format!(
-            "PostgreSQL: {message} (SQLSTATE {code}); run `outbox-relay init` on this database, or check --table and [columns]"
-        )),
-        "42501" => Fault::Refused(format!(
-            "PostgreSQL: {message} (SQLSTATE {code}); grant the relay's role this privilege"
-        )),
-        "28000" | "28P01" => Fault::Refused(format!(
-            "PostgreSQL refuses the login: {message} (SQLSTATE {code})"
-        )),
-        "3D000" => Fault::Refused(format!(
-            "PostgreSQL: {message} (SQLSTATE {code}); create it, or correct --database-url"
-        )),
-        _ => Fault::Unavailable(Server::Postgres, format!("{message} (SQLSTATE {code})")),
+    Fault::of_sqlstate(db.code().code(), db.message())
+}
+
+impl Fault {
+    /// What an error of PostgreSQL means.
+    #[must_use]
+    pub fn of_sqlstate(code: &str, message: &str) -> Self {
+        match code {
+            "42P01" | "3F000" | "42703" | "42883" => Fault::Refused(format!(
+                "PostgreSQL: {message} (SQLSTATE {code}); run `outbox-relay init` on this database, or check --table and [columns]"
+            )),
+            "42501" => Fault::Refused(format!(
+                "PostgreSQL: {message} (SQLSTATE {code}); grant the relay's role this privilege"
+            )),
+            "28000" | "28P01" => Fault::Refused(format!(
+                "PostgreSQL refuses the login: {message} (SQLSTATE {code})"
+            )),
+            "3D000" => Fault::Refused(format!(
+                "PostgreSQL: {message} (SQLSTATE {code}); create it, or correct --database-url"
+            )),
+            _ => Fault::Unavailable(Server::Postgres, format!("{message} (SQLSTATE {code})")),
+        }
     }
 }
 

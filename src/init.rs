@@ -7,11 +7,18 @@ use crate::database::Database;
 use crate::fault::Fault;
 
 /// Numbered, never edited after a release: what was applied stays as it is.
-const MIGRATIONS: [(i32, &str, &str); 1] = [(
-    1,
-    "001_outbox.sql",
-    include_str!("../sql/migrations/001_outbox.sql"),
-)];
+const MIGRATIONS: [(i32, &str, &str); 2] = [
+    (
+        1,
+        "001_outbox.sql",
+        include_str!("../sql/migrations/001_outbox.sql"),
+    ),
+    (
+        2,
+        "002_wal.sql",
+        include_str!("../sql/migrations/002_wal.sql"),
+    ),
+];
 
 /// The SQL of all migrations in one transaction, for people who may not run DDL from a tool.
 #[must_use]

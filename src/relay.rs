@@ -117,7 +117,7 @@ impl<C: Capture, S: Sink, L: Lease> Relay<C, S, L> {
         crash_point("relay.leased");
         let position = self.open().await?;
         self.enter(State::Active, || {
-            info!("active: publishing from {}", position.seen)
+            info!("active: publishing from {position}")
         });
         self.relay_from(position).await
     }
@@ -153,7 +153,7 @@ impl<C: Capture, S: Sink, L: Lease> Relay<C, S, L> {
                 return Err(fault);
             }
         };
-        info!("first start of this relay: beginning at {}", genesis.seen);
+        info!("first start of this relay: beginning at {genesis}");
         self.sink.publish(Batch::genesis(genesis.clone())).await?;
         crash_point("relay.genesis");
         Ok(genesis)
@@ -209,12 +209,12 @@ impl<C: Capture, S: Sink, L: Lease> Relay<C, S, L> {
                 "the position would go back from {before:?} to {after:?}"
             )));
         }
-        let (transactions, events) = (batch.transactions, batch.events);
+        let (transactions, events, more) = (batch.transactions, batch.events, batch.more);
         let (capture, stop) = (&mut self.capture, &self.stop);
         let read_ahead = async {
-            match after.window {
-                Some(_) => next_or_stop(capture, &after, stop).await,
-                None => Ok(None),
+            match more {
+                true => next_or_stop(capture, &after, stop).await,
+                false => Ok(None),
             }
         };
         let (published, next) = tokio::join!(self.sink.publish(batch), read_ahead);

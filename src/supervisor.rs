@@ -9,7 +9,10 @@ use tracing::info;
 
 use crate::adopt::{self, Here, Names, Plan};
 use crate::capture::table::{TableCapture, origin};
-use crate::config::{Settings, SinkKind};
+use crate::capture::wal::{WalCapture, make};
+use crate::capture::{Capture, CaptureSettings};
+use crate::config::{CaptureKind, Settings, SinkKind};
+use crate::database::Database;
 use crate::fault::Fault;
 use crate::lease::{AdvisoryLease, Lease};
 use crate::relay::{Published, Relay, RelaySettings};
@@ -54,8 +57,44 @@ async fn supervise<S: Sink>(
     lease: AdvisoryLease,
     asked_to_stop: impl Future<Output = &'static str>,
 ) -> Result<Published, Fault> {
+    let (outbox, database) = (settings.outbox.clone(), &settings.database);
+    match settings.capture {
+        CaptureKind::Table => {
+            let capture = TableCapture::new(outbox, database)?;
+            drive(
+                settings,
+                until_caught_up,
+                capture,
+                sink,
+                lease,
+                asked_to_stop,
+            )
+            .await
+        }
+        CaptureKind::Wal => {
+            let capture = WalCapture::new(outbox, database)?;
+            drive(
+                settings,
+                until_caught_up,
+                capture,
+                sink,
+                lease,
+                asked_to_stop,
+            )
+            .await
+        }
+    }
+}
+
+async fn drive<C: Capture, S: Sink>(
+    settings: &Settings,
+    until_caught_up: bool,
+    capture: C,
+    sink: S,
+    lease: AdvisoryLease,
+    asked_to_stop: impl Future<Output = &'static str>,
+) -> Result<Published, Fault> {
     let stop = CancellationToken::new();
-    let capture = TableCapture::new(settings.table.clone(), &settings.database)?;
     let how = RelaySettings {
         start: settings.start,
         until_caught_up,
@@ -71,6 +110,25 @@ async fn supervise<S: Sink>(
         Ok(end) => end,
         Err(_) => Err(Fault::DrainDeadline(settings.drain_time)),
     }
+}
+
+/// Makes what capture wal needs; answers what was made, a line each.
+///
+/// # Errors
+/// As those of [`make`].
+pub async fn make_slot(
+    database: &Database,
+    outbox: &CaptureSettings,
+) -> Result<Vec<String>, Fault> {
+    let mut done = Vec::new();
+    if make::make_publication(database, outbox).await? {
+        done.push(format!("publication {}", outbox.slot));
+    }
+    if let Some(made) = make::make_slot(database, outbox, |text| info!("{text}")).await? {
+        let (slot, lsn) = (&outbox.slot, made.consistent);
+        done.push(format!("replication slot {slot} at {lsn}"));
+    }
+    Ok(done)
 }
 
 impl Proof for AdvisoryLease {
@@ -116,7 +174,8 @@ pub async fn adopt(settings: &Settings, from: &str, apply: bool) -> Result<Plan,
         false => old.clone(),
     };
     let client = settings.database.connect().await?;
-    let (origin, next_xid) = origin(&client, &settings.table.table).await?;
+    let (origin, next_xid) =
+        origin(&client, &settings.outbox.table, settings.capture.name()).await?;
     let here = Here { origin, next_xid };
     match apply {
         true => take_over(settings, names, [old, new], &client, &here).await,
@@ -170,8 +229,17 @@ async fn take_over(
         rename(client, names).await?;
     }
     if !plan.changes.is_empty() {
-        let mut capture = TableCapture::new(settings.table.clone(), &settings.database)?;
-        adopt::carry_out(&plan, &mut sink, &mut capture).await?;
+        let (outbox, database) = (settings.outbox.clone(), &settings.database);
+        match settings.capture {
+            CaptureKind::Table => {
+                let mut capture = TableCapture::new(outbox, database)?;
+                adopt::carry_out(&plan, &mut sink, &mut capture).await?;
+            }
+            CaptureKind::Wal => {
+                let mut capture = WalCapture::new(outbox, database)?;
+                adopt::carry_out(&plan, &mut sink, &mut capture).await?;
+            }
+        }
     }
     sink.close().await;
     Ok(plan)

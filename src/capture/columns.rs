@@ -92,6 +92,14 @@ impl Shape {
     }
 }
 
+/// Fills in the table and its columns for transaction and order; whether they are there is another question.
+pub(super) fn names(table: &str, columns: &Columns, sql: &str) -> String {
+    let table = table.split('.').map(quoted).collect::<Vec<_>>().join(".");
+    sql.replace("{table}", &table)
+        .replace("{xid}", &quoted(&columns.xid))
+        .replace("{seq}", &quoted(&columns.seq))
+}
+
 /// The statements of one table.
 #[derive(Debug, Clone)]
 pub(super) struct Statements {

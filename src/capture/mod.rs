@@ -1,12 +1,47 @@
 //! Captures: where committed transactions come from.
 
 pub(crate) mod columns;
+pub mod registry;
+pub(crate) mod route;
 pub mod table;
+pub mod wal;
 mod window;
 
+use std::time::Duration;
+
+pub use self::columns::Columns;
+pub use self::window::BatchLimits;
 use crate::event::Batch;
 use crate::fault::Fault;
 use crate::position::Position;
+
+/// Settings of a capture, whichever it is.
+#[derive(Clone, Debug)]
+pub struct CaptureSettings {
+    /// Name of the relay, for `outbox.relay`.
+    pub name: String,
+    /// Host, process and a random part, for `outbox.relay.lease_holder`.
+    pub instance: String,
+    /// Whether the relay is registered in `outbox.relay`. A dry run into memory is not: it keeps no position.
+    pub registers: bool,
+    /// `schema.table`.
+    pub table: String,
+    /// Its columns.
+    pub columns: Columns,
+    /// Topic of rows without one; `{aggregate_type}` stands for the row's.
+    pub route: String,
+    /// Limits of a batch.
+    pub batch: BatchLimits,
+    /// How long the first transaction of a batch waits for others to join it; more of them share the cost of one Kafka
+    /// transaction.
+    pub linger: Duration,
+    /// Table capture: time between two looks, when there was something.
+    pub poll_min: Duration,
+    /// Time between two looks, when there was nothing for long; the WAL capture waits as long for something to come.
+    pub poll_max: Duration,
+    /// WAL capture: name of its replication slot, and of its publication.
+    pub slot: String,
+}
 
 /// Where a relay starts that has never run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

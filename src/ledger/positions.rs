@@ -40,7 +40,7 @@ fn went_back(before: &Position, here: &Position) -> Option<String> {
     (!before.position.precedes(&here.position)).then(|| {
         format!(
             "its position {} comes after {} at offset {}",
-            here.position.seen, before.position.seen, before.offset
+            here.position, before.position, before.offset
         )
     })
 }

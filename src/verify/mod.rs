@@ -93,7 +93,7 @@ pub async fn verify(settings: &Settings) -> Result<Findings, Fault> {
     let progress = Progress::new();
     let positions = positions(settings).await?;
     let client = settings.database.connect().await?;
-    let (here, next_xid) = origin(&client, &settings.table.table).await?;
+    let (here, next_xid) = origin(&client, &settings.outbox.table, settings.capture.name()).await?;
     let last = positions.last().ok_or_else(|| {
         let name = &settings.name;
         Fault::Refused(format!(
@@ -103,9 +103,9 @@ pub async fn verify(settings: &Settings) -> Result<Findings, Fault> {
     here.accepts(&last.position, next_xid)?;
     let marks = history::marks(&client, &settings.name).await?;
     let history = History::new(&marks, &positions);
-    let (table, shape) = shape(&client, &settings.table).await?;
+    let (table, shape) = shape(&client, &settings.outbox).await?;
     progress.say(&format!("reading the rows of {table}"));
-    let retained = retained::read(&client, &shape, &settings.table.route, &history).await?;
+    let retained = retained::read(&client, &shape, &settings.outbox.route, &history).await?;
     let topics: Vec<String> = retained
         .ledger
         .topics()

@@ -9,7 +9,8 @@ use uuid::Uuid;
 
 use super::history::{History, Published};
 use crate::capture::columns::Shape;
-use crate::capture::table::{Route, unsigned, xid};
+use crate::capture::route::Route;
+use crate::capture::table::{unsigned, xid};
 use crate::fault::Fault;
 use crate::ledger::{CommittedEvent, Ledger};
 use crate::position::{NotASnapshot, Snapshot, Xid};

@@ -10,7 +10,7 @@ use outbox_relay::servers::PostgresVersion;
 use tokio_postgres::Client;
 
 use self::simulated::{RowSize, news, plan};
-use super::capture::{on_all_versions, settings, sql};
+use super::capture::{Place, on_table, settings, sql};
 use crate::support::servers::{TestDatabase, postgres_of};
 use crate::support::within;
 
@@ -146,7 +146,7 @@ impl Writer {
 
 #[test]
 fn the_simulated_plan_answers_what_the_server_answers_to_concurrent_writers() {
-    on_all_versions(async |database| {
+    on_table(async |Place { database, .. }| {
         let mut writers = Vec::new();
         for _ in 0..4 {
             let client = database.connect().await;

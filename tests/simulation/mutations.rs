@@ -4,8 +4,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use outbox_relay::capture::registry::Registration;
 use outbox_relay::capture::table::Planned;
-use outbox_relay::capture::table::shell::{Opened, Registration, Shell as TableShell};
+use outbox_relay::capture::table::shell::{Opened, Shell as TableShell};
 use outbox_relay::event::{Event, Slice};
 use outbox_relay::fault::Fault;
 use outbox_relay::position::{Origin, Position, Snapshot, Xid};

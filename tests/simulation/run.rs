@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use outbox_relay::adopt::{self, Here, Names};
 use outbox_relay::capture::Start;
+use outbox_relay::capture::table::TableCapture;
 use outbox_relay::capture::table::shell::Shell as _;
-use outbox_relay::capture::table::{BatchLimits, Columns, TableCapture, TableSettings};
+use outbox_relay::capture::{BatchLimits, CaptureSettings, Columns};
 use outbox_relay::fault::Fault;
 use outbox_relay::lease::Lease as _;
 use outbox_relay::ledger::Report;
@@ -297,7 +298,7 @@ impl Fleet {
     fn parts(&self, process: &Process) -> Parts {
         let (world, scenario) = (&self.world, self.world.scenario());
         let lease = SimulatedLease::new(world, process);
-        let settings = TableSettings {
+        let settings = CaptureSettings {
             name: NAME.into(),
             instance: process.name().into(),
             registers: true,
@@ -311,6 +312,7 @@ impl Fleet {
             linger: scenario.linger,
             poll_min: Duration::from_millis(5),
             poll_max: Duration::from_millis(100),
+            slot: NAME.into(),
         };
         let table = MutatedTable::new(PostgresShell::new(world), self.mutation);
         let capture = TableCapture::with_shell(settings, table);

@@ -30,7 +30,8 @@ pub async fn beside<S: Shell, T>(
         &settings.name,
         settings.lease_time,
     );
-    let capture = TableCapture::new(settings.table.clone(), &settings.database).expect("a capture");
+    let capture =
+        TableCapture::new(settings.outbox.clone(), &settings.database).expect("a capture");
     let machine = Machine::new(settings.kafka.instance.clone(), SOCKET_TIMEOUT_MS);
     let shell = shell(ThreadShell::new(Arc::new(settings.kafka.clone())));
     let sink = KafkaSink::with_shell(machine, lease.clone(), shell);

@@ -33,10 +33,8 @@ pub async fn shared() -> &'static Shared {
     SHARED
         .get_or_init(|| async {
             let servers = Servers::new().unwrap_or_else(|error| panic!("{error}"));
-            let (postgres, kafka) = tokio::join!(
-                servers.postgres(PostgresOptions::default()),
-                servers.kafka()
-            );
+            let options = logical(PostgresVersion::default(), &[]);
+            let (postgres, kafka) = tokio::join!(servers.postgres(options), servers.kafka());
             Shared {
                 postgres: postgres.unwrap_or_else(|error| panic!("{error}")),
                 kafka: kafka.unwrap_or_else(|error| panic!("{error}")),
@@ -61,15 +59,26 @@ pub async fn postgres_of(version: PostgresVersion) -> &'static Postgres {
     slot.get_or_init(|| own_postgres(version, &[])).await
 }
 
+/// A server that both captures can read from: the table capture would be content without.
+fn logical(version: PostgresVersion, settings: &[(&str, &str)]) -> PostgresOptions {
+    let for_wal = [
+        ("wal_level", "logical"),
+        ("max_replication_slots", "60"),
+        ("max_wal_senders", "60"),
+    ];
+    let all = for_wal.iter().chain(settings);
+    PostgresOptions {
+        version,
+        settings: all
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect(),
+    }
+}
+
 /// A PostgreSQL of one's own, to stop and kill.
 pub async fn own_postgres(version: PostgresVersion, settings: &[(&str, &str)]) -> Postgres {
-    let settings = settings
-        .iter()
-        .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
-        .collect();
-    let options = PostgresOptions { version, settings };
     own()
-        .postgres(options)
+        .postgres(logical(version, settings))
         .await
         .unwrap_or_else(|error| panic!("{error}"))
 }
@@ -77,7 +86,7 @@ pub async fn own_postgres(version: PostgresVersion, settings: &[(&str, &str)]) -
 /// A primary of one's own with an asynchronous standby.
 pub async fn own_postgres_with_standby() -> [Postgres; 2] {
     own()
-        .postgres_with_standby(PostgresOptions::default())
+        .postgres_with_standby(logical(PostgresVersion::default(), &[]))
         .await
         .unwrap_or_else(|error| panic!("{error}"))
 }

@@ -13,7 +13,6 @@ mod rows;
 pub mod shell;
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
@@ -21,12 +20,10 @@ use tokio::time::{Instant, sleep};
 use self::large::LargeTransaction;
 pub use self::postgres::{PostgresShell, origin};
 pub(crate) use self::postgres::{shape, unsigned, xid};
-pub(crate) use self::rows::Route;
 use self::shell::{Opened, Shell};
-pub use super::columns::Columns;
-pub use super::window::{BatchLimits, Planned};
+pub use super::window::Planned;
 use super::window::{Cut, assemble, cut};
-use super::{Capture, Start};
+use super::{Capture, CaptureSettings, Start, registry};
 use crate::database::Database;
 use crate::event::{Batch, Slice};
 use crate::fault::Fault;
@@ -39,35 +36,9 @@ const WINDOW_OPEN_MAX: Duration = Duration::from_secs(10);
 /// How long WAL may take to be flushed by itself before a synchronous commit of ours nudges it.
 const FLUSH_PATIENCE: Duration = Duration::from_millis(5);
 
-/// Settings of a [`TableCapture`].
-#[derive(Clone, Debug)]
-pub struct TableSettings {
-    /// Name of the relay, for `outbox.relay`.
-    pub name: String,
-    /// Host, process and a random part, for `outbox.relay.lease_holder`.
-    pub instance: String,
-    /// Whether the relay is registered in `outbox.relay`. A dry run into memory is not: it keeps no position.
-    pub registers: bool,
-    /// `schema.table`.
-    pub table: String,
-    /// Its columns.
-    pub columns: Columns,
-    /// Topic of rows without one; `{aggregate_type}` stands for the row's.
-    pub route: String,
-    /// Limits of a batch.
-    pub batch: BatchLimits,
-    /// How long the first transaction of a window waits for others to join its batch; more of them share the cost of one
-    /// Kafka transaction.
-    pub linger: Duration,
-    /// Time between two looks, when there was something.
-    pub poll_min: Duration,
-    /// Time between two looks, when there was nothing for long.
-    pub poll_max: Duration,
-}
-
 /// See the module's text.
 pub struct TableCapture<S = PostgresShell> {
-    settings: TableSettings,
+    settings: CaptureSettings,
     shell: S,
     session: Option<Session>,
     poll: Duration,
@@ -101,14 +72,8 @@ impl TableCapture {
     /// Connects at the first call of [`Capture::next`] or [`Capture::genesis`].
     ///
     /// # Errors
-    /// [`Fault::Setting`] if the route template or the table's name can't be used.
-    pub fn new(settings: TableSettings, database: &Database) -> Result<Self, Fault> {
-        if settings.table.split('.').count() != 2 || settings.table.split('.').any(str::is_empty) {
-            return Err(Fault::Setting(format!(
-                "table {:?} is not usable; it would look like outbox.events",
-                settings.table
-            )));
-        }
+    /// [`Fault::Defect`] if no pool can be built.
+    pub fn new(settings: CaptureSettings, database: &Database) -> Result<Self, Fault> {
         let shell = PostgresShell::new(settings.clone(), database)?;
         Ok(Self::with_shell(settings, shell))
     }
@@ -116,7 +81,7 @@ impl TableCapture {
 
 impl<S: Shell> TableCapture<S> {
     /// A capture over another shell, for a simulator.
-    pub fn with_shell(settings: TableSettings, shell: S) -> Self {
+    pub fn with_shell(settings: CaptureSettings, shell: S) -> Self {
         let poll = settings.poll_min;
         Self {
             settings,
@@ -154,10 +119,7 @@ impl<S: Shell> Capture for TableCapture<S> {
         let mut reading = self.reading().await?;
         let name = &reading.settings.name;
         if reading.settings.registers && registered(reading.settings, reading.shell).await? {
-            return Err(Fault::Refused(format!(
-                "relay {name} is registered in outbox.relay but has no position in Kafka: its position topic was deleted or this is \
-                 another Kafka cluster; restore the topic, or, if all may be published again, delete the row of {name} from outbox.relay"
-            )));
+            return Err(registry::lost_position(name));
         }
         let seen = match start {
             Start::Beginning => Snapshot::empty(),
@@ -188,32 +150,12 @@ impl<S: Shell> Capture for TableCapture<S> {
 }
 
 /// Whether the name is registered for the table; a conflict with another name or table is a fault.
-async fn registered<S: Shell>(settings: &TableSettings, shell: &mut S) -> Result<bool, Fault> {
-    let (name, table) = (&settings.name, &settings.table);
-    let known = shell.registrations().await?;
-    for registration in &known {
-        if registration.name != *name {
-            return Err(served_by_another(table, &registration.name));
-        }
-        if registration.table != *table {
-            return Err(Fault::Refused(format!(
-                "relay {name} serves table {}; give the relay of {table} another --name",
-                registration.table
-            )));
-        }
-    }
-    Ok(!known.is_empty())
-}
-
-fn served_by_another(table: &str, name: &str) -> Fault {
-    Fault::Refused(format!(
-        "table {table} is served by another relay than this one (registered: {name}); one name serves a table: use it, \
-         or take over with `outbox-relay adopt --from {name}`"
-    ))
+async fn registered<S: Shell>(settings: &CaptureSettings, shell: &mut S) -> Result<bool, Fault> {
+    registry::registered(settings, &shell.registrations().await?)
 }
 
 impl Session {
-    async fn open<S: Shell>(settings: &TableSettings, shell: &mut S) -> Result<Self, Fault> {
+    async fn open<S: Shell>(settings: &CaptureSettings, shell: &mut S) -> Result<Self, Fault> {
         let origin = shell.connect().await?;
         if settings.registers {
             registered(settings, shell).await?;
@@ -239,7 +181,7 @@ impl Session {
 /// Cancellation: what an await may leave behind is an open transaction, which `in_transaction` remembers; a window is
 /// kept only from one finished call to the next.
 struct Reading<'a, S> {
-    settings: &'a TableSettings,
+    settings: &'a CaptureSettings,
     shell: &'a mut S,
     session: &'a mut Session,
 }
@@ -348,12 +290,11 @@ impl<S: Shell> Reading<'_, S> {
         window.stands_at = match done {
             true => Position::at(origin, window.until.clone()),
             false => Position {
-                origin,
-                seen: window.seen.clone(),
                 window: Some(Window {
                     until: window.until.clone(),
                     last_seq: last,
                 }),
+                ..Position::at(origin, window.seen.clone())
             },
         };
         let (after, catches_up) = (window.stands_at.clone(), done && window.fresh);
@@ -362,7 +303,7 @@ impl<S: Shell> Reading<'_, S> {
             Cut::Large(one) => {
                 let rest = LargeTransaction::new(
                     self.shell.pages(&self.session.origin),
-                    tx_id(&self.session.origin, one.xid),
+                    self.session.origin.tx_id(one.xid),
                     one,
                     self.settings.batch,
                 );
@@ -393,7 +334,7 @@ impl<S: Shell> Reading<'_, S> {
         Ok(transactions
             .into_iter()
             .map(|(xid, events)| Slice {
-                tx_id: tx_id(&self.session.origin, xid),
+                tx_id: self.session.origin.tx_id(xid),
                 tx_count: events.len() as u64,
                 first_index: 0,
                 events,
@@ -426,8 +367,4 @@ impl<S: Shell> Reading<'_, S> {
         }
         Ok(())
     }
-}
-
-fn tx_id(origin: &Origin, xid: Xid) -> Arc<str> {
-    Arc::from(format!("{}-{}-{xid}", origin.system_id, origin.timeline))
 }

@@ -6,14 +6,15 @@ use std::sync::Arc;
 
 use deadpool_postgres::{Object, Pool};
 use futures_util::{TryFutureExt, TryStreamExt, try_join};
-use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row};
 
-use super::rows::Route;
-use super::shell::{Opened, Pages, Registration, Shell};
-use super::{TableSettings, served_by_another};
+use super::rows::event;
+use super::shell::{Opened, Pages, Shell};
+use crate::capture::CaptureSettings;
 use crate::capture::columns::{Shape, Statements};
+use crate::capture::registry::{self, Registration};
+use crate::capture::route::Route;
 use crate::capture::window::Planned;
 use crate::database::Database;
 use crate::event::Event;
@@ -24,7 +25,7 @@ type Value<'a> = (&'a (dyn ToSql + Sync), Type);
 
 /// See the module's text.
 pub struct PostgresShell {
-    settings: TableSettings,
+    settings: CaptureSettings,
     pool: Pool,
     connection: Option<Connection>,
 }
@@ -41,7 +42,7 @@ impl PostgresShell {
     ///
     /// # Errors
     /// [`Fault::Defect`] if the pool can't be built.
-    pub fn new(settings: TableSettings, database: &Database) -> Result<Self, Fault> {
+    pub fn new(settings: CaptureSettings, database: &Database) -> Result<Self, Fault> {
         Ok(Self {
             settings,
             // One for reading, one for a streaming transaction, one for acknowledging.
@@ -71,7 +72,7 @@ impl Shell for PostgresShell {
     async fn connect(&mut self) -> Result<Origin, Fault> {
         self.connection = None;
         let client = self.pool.get().await?;
-        let (origin, _) = origin(&client, &self.settings.table).await?;
+        let (origin, _) = origin(&client, &self.settings.table, "table").await?;
         let sql = Arc::new(Statements::new(&shape(&client, &self.settings).await?.1));
         self.connection = Some(Connection {
             client,
@@ -88,22 +89,7 @@ impl Shell for PostgresShell {
     }
 
     async fn registrations(&mut self) -> Result<Vec<Registration>, Fault> {
-        let values: [Value; 2] = [
-            (&self.settings.name, Type::TEXT),
-            (&self.settings.table, Type::TEXT),
-        ];
-        let rows = self
-            .client()?
-            .query_typed(include_str!("../../../sql/relay/registered.sql"), &values)
-            .await?;
-        rows.iter()
-            .map(|row| {
-                Ok(Registration {
-                    name: row.try_get(0)?,
-                    table: row.try_get(1)?,
-                })
-            })
-            .collect()
+        registry::registrations(self.client()?, &self.settings).await
     }
 
     async fn foreign(&mut self) -> Result<Option<Xid>, Fault> {
@@ -200,36 +186,7 @@ impl Shell for PostgresShell {
 
     async fn acknowledge(&mut self, position: &Position) -> Result<(), Fault> {
         let client = self.pool.get().await?;
-        let (origin, name) = (&position.origin, &self.settings.name);
-        let json =
-            serde_json::to_string(position).map_err(|error| Fault::Defect(error.to_string()))?;
-        let timeline =
-            i32::try_from(origin.timeline).map_err(|error| Fault::Defect(error.to_string()))?;
-        let values: [Value; 7] = [
-            (name, Type::TEXT),
-            (&origin.table, Type::TEXT),
-            (&origin.capture, Type::TEXT),
-            (&origin.system_id, Type::TEXT),
-            (&timeline, Type::INT4),
-            (&json, Type::TEXT),
-            (&self.settings.instance, Type::TEXT),
-        ];
-        match client
-            .query_typed(include_str!("../../../sql/relay/acknowledge.sql"), &values)
-            .await
-        {
-            Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => {
-                return Err(served_by_another(&origin.table, name));
-            }
-            result => result?,
-        };
-        client
-            .query_typed(
-                include_str!("../../../sql/relay/mark.sql"),
-                &[(name, Type::TEXT), (&json, Type::TEXT)],
-            )
-            .await?;
-        Ok(())
+        registry::acknowledge(&client, &self.settings, position).await
     }
 }
 
@@ -244,7 +201,7 @@ pub struct PostgresPages {
 impl PostgresPages {
     async fn connect(&self) -> Result<Object, Fault> {
         let client = self.pool.get().await?;
-        let (here, _) = origin(&client, &self.planned_at.table).await?;
+        let (here, _) = origin(&client, &self.planned_at.table, &self.planned_at.capture).await?;
         here.is_where(&self.planned_at)?;
         Ok(client)
     }
@@ -267,15 +224,16 @@ impl Pages for PostgresPages {
             (&limit, Type::INT8),
         ];
         let rows = client.query_typed(&sql.rows_of_one, &values).await?;
-        rows.iter().map(|row| route.event(row)).collect()
+        rows.iter().map(|row| event(route, row)).collect()
     }
 }
 
-/// Where `table` would be read by this connection, and the next transaction id of its server; asked once for each connection.
+/// Where `table` would be read by this connection and capture, and the next transaction id of its server; asked once for
+/// each connection.
 ///
 /// # Errors
 /// [`Fault::Unavailable`] if the server is a standby, [`Fault::Refused`] if it is older than PostgreSQL 14.
-pub async fn origin(client: &Client, table: &str) -> Result<(Origin, Xid), Fault> {
+pub async fn origin(client: &Client, table: &str, capture: &str) -> Result<(Origin, Xid), Fault> {
     if client
         .query_typed_one(include_str!("../../../sql/table/standby.sql"), &[])
         .await?
@@ -295,7 +253,7 @@ pub async fn origin(client: &Client, table: &str) -> Result<(Origin, Xid), Fault
             .map_err(|error| Fault::Defect(error.to_string()))?,
         database_oid: row.try_get(2)?,
         table: table.to_owned(),
-        capture: "table".to_owned(),
+        capture: capture.to_owned(),
     };
     let next_xid = xid(row.try_get(3)?)?;
     let version: i32 = row.try_get(4)?;
@@ -314,7 +272,7 @@ pub async fn origin(client: &Client, table: &str) -> Result<(Origin, Xid), Fault
 /// [`Fault::Refused`] if it is missing or can't be read.
 pub(crate) async fn shape(
     client: &Client,
-    settings: &TableSettings,
+    settings: &CaptureSettings,
 ) -> Result<(String, Shape), Fault> {
     let rows = client
         .query_typed(
@@ -342,7 +300,7 @@ impl Connection {
         let mut stream = pin!(stream);
         let mut rows = Vec::new();
         while let Some(row) = stream.try_next().await? {
-            rows.push((xid(row.try_get(0)?)?, self.route.event(&row)?));
+            rows.push((xid(row.try_get(0)?)?, event(&self.route, &row)?));
         }
         Ok(rows)
     }

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 
+use crate::capture::registry::Registration;
 use crate::capture::window::Planned;
 use crate::event::Event;
 use crate::fault::Fault;
@@ -26,15 +27,6 @@ impl Opened {
     pub fn found(&self) -> bool {
         self.highest.is_some() || self.late
     }
-}
-
-/// A row of `outbox.relay`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Registration {
-    /// Name of a relay.
-    pub name: String,
-    /// The table that it serves.
-    pub table: String,
 }
 
 /// One reading connection to a database, and what else the capture needs of it. A simulator implements it too.

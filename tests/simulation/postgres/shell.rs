@@ -4,8 +4,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use outbox_relay::capture::registry::Registration;
 use outbox_relay::capture::table::Planned;
-use outbox_relay::capture::table::shell::{Opened, Pages, Registration, Shell};
+use outbox_relay::capture::table::shell::{Opened, Pages, Shell};
 use outbox_relay::event::Event;
 use outbox_relay::fault::Fault;
 use outbox_relay::position::{Origin, Position, Snapshot, Xid};

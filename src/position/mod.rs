@@ -1,12 +1,19 @@
-//! Where a relay stands: a PostgreSQL snapshot, and the cluster and table that it belongs to. Pure.
+//! Where a relay stands, and the cluster and table that this belongs to. Pure.
 //!
-//! The table capture's position is a *snapshot*: a set of finished transactions. Not a sequence (gaps fill up late) and
-//! not an xmin watermark (a long transaction would stall everybody).
+//! The table capture's place is a *snapshot*: a set of finished transactions. Not a sequence (gaps fill up late) and
+//! not an xmin watermark (a long transaction would stall everybody). The WAL capture's place is the end of a commit
+//! record, and beside it the set of transactions that were published, so that another capture can go on from it.
+
+mod xids;
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+
+pub use tokio_postgres::types::PgLsn as Lsn;
+pub use xids::Xids;
 
 /// A PostgreSQL transaction id with its epoch (`xid8`): 64 bits, never wraps.
 pub type Xid = u64;
@@ -38,6 +45,12 @@ impl Snapshot {
         self.xmax
     }
 
+    /// The oldest transaction that had not finished: all below it had.
+    #[must_use]
+    pub fn xmin(&self) -> Xid {
+        self.in_progress.first().copied().unwrap_or(self.xmax)
+    }
+
     /// Transactions below `xmax` that were still in progress, ascending.
     #[must_use]
     pub fn in_progress(&self) -> &[Xid] {
@@ -48,6 +61,12 @@ impl Snapshot {
     #[must_use]
     pub fn sees(&self, xid: Xid) -> bool {
         xid < self.xmax && self.in_progress.binary_search(&xid).is_err()
+    }
+
+    /// Whether all that `self` sees is seen by `later` too.
+    #[must_use]
+    pub fn grows_into(&self, later: &Self) -> bool {
+        self.xmax <= later.xmax && later.in_progress.iter().all(|xid| !self.sees(*xid))
     }
 
     /// The part of this snapshot that a position may claim.
@@ -71,8 +90,7 @@ impl Snapshot {
 
 impl fmt::Display for Snapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let xmin = self.in_progress.first().copied().unwrap_or(self.xmax);
-        write!(f, "{xmin}:{}:", self.xmax)?;
+        write!(f, "{}:{}:", self.xmin(), self.xmax)?;
         for (i, xid) in self.in_progress.iter().enumerate() {
             write!(f, "{}{xid}", if i == 0 { "" } else { "," })?;
         }
@@ -137,7 +155,7 @@ pub struct Origin {
     pub database_oid: u32,
     /// `schema.table`.
     pub table: String,
-    /// `table`: the capture that made the position.
+    /// `table` or `wal`: the capture that made the position.
     pub capture: String,
 }
 
@@ -151,7 +169,21 @@ pub struct Window {
     pub last_seq: i64,
 }
 
-/// Where a relay stands: everything that `seen` sees was handed out, and of the open window all up to its `last_seq`.
+/// A place in the WAL, as the stream of commits passes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Streamed {
+    /// The end of the last commit record that was handed out: commits that end at or below it are done. Never the LSN of a
+    /// row: rows of one insert may share it.
+    #[serde(with = "lsn_text")]
+    pub lsn: Lsn,
+    /// Transactions beyond `seen` that were handed out. `None`: more than a position can hold.
+    pub beyond: Option<Xids>,
+}
+
+/// Where a relay stands.
+///
+/// Handed out is everything that `seen` sees; of an open window all up to its `last_seq`; and of the WAL all up to its
+/// `lsn`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Position {
     /// What the position belongs to.
@@ -159,10 +191,13 @@ pub struct Position {
     pub origin: Origin,
     /// Transactions whose events were handed out.
     pub seen: Snapshot,
-    /// Set between two batches of one window. A transaction that commits after the window's snapshot may carry a
-    /// smaller `seq`, therefore `last_seq` alone would not do.
+    /// Table capture: set between two batches of one window. A transaction that commits after the window's snapshot may
+    /// carry a smaller `seq`, therefore `last_seq` alone would not do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window: Option<Window>,
+    /// WAL capture: the place in the WAL.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub streamed: Option<Streamed>,
 }
 
 /// Why a position can't be resumed from here.
@@ -198,9 +233,21 @@ pub enum Mismatch {
          it was restored from an older backup or failed over with loss"
     )]
     Ahead(Xid, Xid),
+    /// The same, seen in the WAL.
+    #[error(
+        "the server went back: the position stands at {0}, the server's WAL ends at {1}; \
+         it was restored from an older backup or failed over with loss"
+    )]
+    AheadInWal(Lsn, Lsn),
 }
 
 impl Origin {
+    /// `tx-id` of a transaction: `<system identifier>-<timeline>-<xid8>`.
+    #[must_use]
+    pub fn tx_id(&self, xid: Xid) -> Arc<str> {
+        Arc::from(format!("{}-{}-{xid}", self.system_id, self.timeline))
+    }
+
     /// Whether `position` may be resumed from here; `next_xid` is the next transaction id that the server will give out.
     ///
     /// # Errors
@@ -245,16 +292,34 @@ impl Origin {
     /// # Errors
     /// [`Mismatch::Ahead`] if not.
     pub fn reaches(&self, position: &Position, next_xid: Xid) -> Result<(), Mismatch> {
-        let claimed = position
-            .window
-            .as_ref()
-            .map_or(&position.seen, |window| &window.until)
-            .xmax();
-        let claimed = claimed.max(position.seen.xmax());
+        let Position {
+            seen,
+            window,
+            streamed,
+            ..
+        } = position;
+        let window = window.as_ref().map_or(0, |window| window.until.xmax());
+        let beyond = streamed.as_ref().and_then(|it| it.beyond.as_ref());
+        let beyond = beyond.and_then(Xids::last).map_or(0, |xid| xid + 1);
+        let claimed = seen.xmax().max(window).max(beyond);
         if claimed > next_xid {
             Err(Mismatch::Ahead(claimed - 1, next_xid))
         } else {
             Ok(())
+        }
+    }
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.streamed, &self.window) {
+            (Some(streamed), _) => write!(f, "{}", streamed.lsn),
+            (None, Some(window)) => write!(
+                f,
+                "{} and {} up to seq {}",
+                self.seen, window.until, window.last_seq
+            ),
+            (None, None) => write!(f, "{}", self.seen),
         }
     }
 }
@@ -267,31 +332,77 @@ impl Position {
             origin,
             seen,
             window: None,
+            streamed: None,
         }
     }
 
-    /// Whether the transaction `xid` with its last row `last_seq` was handed out.
+    /// All of the WAL up to `lsn` was handed out, which is what `seen` sees and `beyond`.
+    #[must_use]
+    pub fn at_lsn(origin: Origin, lsn: Lsn, seen: Snapshot, beyond: Option<Xids>) -> Self {
+        Self {
+            streamed: Some(Streamed { lsn, beyond }),
+            ..Self::at(origin, seen)
+        }
+    }
+
+    /// Whether the transaction `xid` with its last row `last_seq` was handed out. For a place in the WAL that holds too many
+    /// transactions to name, `false` is no proof.
     #[must_use]
     pub fn covers(&self, xid: Xid, last_seq: i64) -> bool {
         let in_window = |window: &Window| window.until.sees(xid) && last_seq <= window.last_seq;
-        self.seen.sees(xid) || self.window.as_ref().is_some_and(in_window)
+        let beyond = self.streamed.as_ref().and_then(|it| it.beyond.as_ref());
+        self.seen.sees(xid)
+            || self.window.as_ref().is_some_and(in_window)
+            || beyond.is_some_and(|beyond| beyond.contains(xid))
     }
 
     /// Whether `self` claims no more than `other`: positions of one relay only ever grow.
     #[must_use]
     pub fn precedes(&self, other: &Self) -> bool {
+        match (&self.streamed, &other.streamed) {
+            (Some(a), Some(b)) => a.lsn <= b.lsn,
+            (None, None) => self.precedes_in_the_table(other),
+            // A move between the captures: nothing that was handed out may be forgotten.
+            (None, Some(_)) => {
+                let claimed = self.window.as_ref().map_or(&self.seen, |it| &it.until);
+                claimed.grows_into(&other.seen)
+            }
+            (Some(a), None) => {
+                let beyond = a.beyond.as_ref();
+                self.seen.grows_into(&other.seen)
+                    && beyond.is_some_and(|xids| xids.iter().all(|xid| other.covers(xid, i64::MIN)))
+            }
+        }
+    }
+
+    fn precedes_in_the_table(&self, other: &Self) -> bool {
         let last = |p: &Self| p.window.as_ref().map(|w| (w.until.xmax, w.last_seq));
-        let grows = |a: &Snapshot, b: &Snapshot| {
-            a.xmax <= b.xmax && b.in_progress.iter().all(|x| !a.sees(*x))
-        };
         match (last(self), last(other)) {
             (Some(a), Some(b)) if self.seen == other.seen => a <= b,
             (Some(_), None) => self
                 .window
                 .as_ref()
-                .is_some_and(|w| grows(&w.until, &other.seen)),
-            _ => grows(&self.seen, &other.seen),
+                .is_some_and(|w| w.until.grows_into(&other.seen)),
+            _ => self.seen.grows_into(&other.seen),
         }
+    }
+}
+
+/// As PostgreSQL writes it: two hexadecimal numbers with a slash between.
+mod lsn_text {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    use super::Lsn;
+
+    pub fn serialize<S: Serializer>(lsn: &Lsn, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(lsn)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Lsn, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let wrong =
+            |_| D::Error::custom(format!("{text:?} is no LSN; it would look like 0/16B3748"));
+        text.parse().map_err(wrong)
     }
 }
 
@@ -424,5 +535,28 @@ mod tests {
         let json = r#"{"system_id":"7","timeline":1,"database_oid":5,"table":"outbox.events","capture":"table","seen":"112:120:112","window":{"until":"130:140:130","last_seq":9}}"#;
         assert_eq!(serde_json::to_string(&position).unwrap(), json);
         assert_eq!(serde_json::from_str::<Position>(json).unwrap(), position);
+        let beyond = [112, 119, 120].into_iter().collect();
+        let lsn = "16/B374D848".parse().unwrap();
+        let seen = "112:115:112".parse().unwrap();
+        let position = Position::at_lsn(origin(), lsn, seen, Some(beyond));
+        let json = r#"{"system_id":"7","timeline":1,"database_oid":5,"table":"outbox.events","capture":"table","seen":"112:115:112","streamed":{"lsn":"16/B374D848","beyond":"112,119-120"}}"#;
+        assert_eq!(serde_json::to_string(&position).unwrap(), json);
+        assert_eq!(serde_json::from_str::<Position>(json).unwrap(), position);
+    }
+
+    #[test]
+    fn a_move_between_the_captures_forgets_nothing() {
+        let at = |seen: &str| Position::at(origin(), seen.parse().unwrap());
+        let streamed = |lsn: u64, seen: &str, beyond: &[Xid]| {
+            let beyond = Some(beyond.iter().copied().collect());
+            Position::at_lsn(origin(), lsn.into(), seen.parse().unwrap(), beyond)
+        };
+        assert!(at("10:20:10").precedes(&streamed(7, "10:20:10", &[])));
+        assert!(!at("10:20:10").precedes(&streamed(7, "10:20:10,12", &[])));
+        let before = streamed(7, "10:20:10", &[10, 25]);
+        assert!(before.precedes(&at("26:26:")) && before.covers(25, 0) && !before.covers(24, 0));
+        assert!(!before.precedes(&at("25:26:25")));
+        assert!(before.precedes(&streamed(7, "10:20:10", &[])));
+        assert!(!before.precedes(&streamed(6, "30:30:", &[])));
     }
 }

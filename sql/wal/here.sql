@@ -1,0 +1,10 @@
+-- Slot, publication and the limit of kept WAL. Newer versions of pg_replication_slots have more columns, hence the JSON.
+select s.plugin, coalesce(s.database = current_database(), false), s.active_pid, coalesce(s.wal_status, 'lost'),
+       to_jsonb(s) ->> 'invalidation_reason', s.confirmed_flush_lsn::text,
+       coalesce(pg_wal_lsn_diff(pg_current_wal_insert_lsn(), s.restart_lsn), 0)::bigint, s.safe_wal_size,
+       exists (select from pg_publication p
+               join pg_publication_tables t on t.pubname = p.pubname
+               where p.pubname = $1 and p.pubinsert and t.schemaname || '.' || t.tablename = $2),
+       current_setting('max_slot_wal_keep_size') = '-1'
+from (select) one
+left join pg_replication_slots s on s.slot_name = $1

@@ -1,0 +1,1 @@
+(select e.{xid}::text from {table} e order by e.{xid} desc limit 1)
