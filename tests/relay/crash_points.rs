@@ -4,6 +4,7 @@ use std::os::unix::process::ExitStatusExt;
 
 use futures_util::{StreamExt, stream};
 use nix::sys::signal::Signal;
+use outbox_relay::config::CaptureKind;
 use outbox_relay::crash_point::CRASH_POINTS;
 use tokio::process::Command;
 
@@ -40,8 +41,8 @@ fn passes(point: &str) -> std::ops::RangeInclusive<u32> {
     }
 }
 
-async fn dies_at(point: &'static str) {
-    let scene = Scene::new().await;
+async fn dies_at(capture: CaptureKind, point: &'static str) {
+    let scene = Scene::of(capture).await;
     let load = Load {
         writers: 5,
         ..Load::default()
@@ -96,13 +97,15 @@ fn a_dry_run_of_adopt_sees_the_last_position_beside_an_open_transaction() {
     });
 }
 
-#[test]
-fn a_relay_that_dies_at_any_point_loses_nothing_and_repeats_nothing() {
-    within(
-        240,
-        stream::iter(CRASH_POINTS)
-            .map(dies_at)
-            .buffer_unordered(AT_ONCE)
-            .collect::<()>(),
-    );
+both_captures!(
+    240,
+    a_relay_that_dies_at_any_point_loses_nothing_and_repeats_nothing
+);
+
+async fn a_relay_that_dies_at_any_point_loses_nothing_and_repeats_nothing(capture: CaptureKind) {
+    stream::iter(CRASH_POINTS)
+        .map(|point| dies_at(capture, point))
+        .buffer_unordered(AT_ONCE)
+        .collect::<()>()
+        .await;
 }

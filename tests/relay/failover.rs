@@ -2,6 +2,7 @@
 
 use std::process::Output;
 
+use outbox_relay::config::CaptureKind;
 use outbox_relay::servers::Postgres;
 use tokio::process::Command;
 
@@ -51,7 +52,7 @@ async fn adopt(relay: &RelayOf, more: &[&str]) -> (Output, String) {
 fn after_a_clean_switch_over_the_relay_waits_for_adopt_and_loses_nothing() {
     within(180, async {
         let [mut primary, standby] = own_postgres_with_standby().await;
-        let scene = Scene::on(TestDatabase::on(&primary).await).await;
+        let scene = Scene::on(TestDatabase::on(&primary).await, CaptureKind::Table).await;
         let writers = Writers::start(&scene.database, &scene.prefix, Load::default()).await;
         let relay = scene.relay.start().await;
         relay.says("active").await;
@@ -82,7 +83,7 @@ fn after_a_clean_switch_over_the_relay_waits_for_adopt_and_loses_nothing() {
 fn after_a_lossy_failover_the_relay_refuses_and_adopt_too_while_it_can_tell() {
     within(180, async {
         let [mut primary, mut standby] = own_postgres_with_standby().await;
-        let scene = Scene::on(TestDatabase::on(&primary).await).await;
+        let scene = Scene::on(TestDatabase::on(&primary).await, CaptureKind::Table).await;
         set_up(&scene.database, 3).await;
         let relay = scene.relay.start().await;
         scene.commit("both", 1, 1).await;

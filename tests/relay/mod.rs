@@ -1,5 +1,24 @@
 //! The relay as users run it: the binary, real servers, injected faults, and the ledger check at the end.
 
+/// One test for each capture: `$test::table` and `$test::wal`.
+macro_rules! both_captures {
+    ($seconds:literal, $test:ident) => {
+        mod $test {
+            use outbox_relay::config::CaptureKind;
+
+            #[test]
+            fn table() {
+                crate::support::within($seconds, super::$test(CaptureKind::Table));
+            }
+
+            #[test]
+            fn wal() {
+                crate::support::within($seconds, super::$test(CaptureKind::Wal));
+            }
+        }
+    };
+}
+
 mod cluster;
 mod commands;
 #[cfg(debug_assertions)]

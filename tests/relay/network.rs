@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use outbox_relay::config::CaptureKind;
 use tokio::time::sleep;
 use url::Url;
 
@@ -9,8 +10,8 @@ use crate::support::local::{SOCKET_TIMEOUT_MS, beside};
 use crate::support::process::RelayOf;
 use crate::support::proxy::{Act, Api, At, KafkaProxy, Stall, TcpProxy, Weather};
 use crate::support::scene::{Scene, clean};
+use crate::support::until;
 use crate::support::writers::{Load, Writers};
-use crate::support::{until, within};
 
 /// Where the relay runs.
 #[derive(Clone, Copy, PartialEq)]
@@ -30,8 +31,8 @@ async fn few_writers(scene: &Scene) -> Writers {
 }
 
 /// Plays `faults` between a working relay and Kafka. Afterwards transactions must go through the proxy again.
-async fn kafka_survives(how: Relay, faults: impl AsyncFnOnce(&KafkaProxy)) {
-    let scene = Scene::new().await;
+async fn kafka_survives(capture: CaptureKind, how: Relay, faults: impl AsyncFnOnce(&KafkaProxy)) {
+    let scene = Scene::of(capture).await;
     let proxy = KafkaProxy::start(&scene.relay.brokers).await.unwrap();
     let mut relay = scene.relay.clone();
     relay.brokers = proxy.brokers();
@@ -54,11 +55,11 @@ async fn kafka_survives(how: Relay, faults: impl AsyncFnOnce(&KafkaProxy)) {
 }
 
 /// Each kind of request meets `act` once.
-async fn each_request_meets(how: Relay, act: Act, requests: &[Api]) {
-    kafka_survives(how, async |proxy| {
-        for api in requests {
+async fn each_request_meets(capture: CaptureKind, how: Relay, act: Act) {
+    kafka_survives(capture, how, async |proxy| {
+        for api in REQUESTS {
             // The connections that live through one fault are in order before the next.
-            proxy.order(act, At::api(*api)).caught().await.unwrap();
+            proxy.order(act, At::api(api)).caught().await.unwrap();
             proxy.more(Api::EndTxn, 3).await.unwrap();
         }
     })
@@ -72,78 +73,77 @@ const REQUESTS: [Api; 4] = [
     Api::EndTxn,
 ];
 
-#[test]
-fn replies_of_kafka_are_lost() {
-    within(
-        60,
-        each_request_meets(Relay::Process, Act::LoseReply, &REQUESTS),
-    );
+both_captures!(60, replies_of_kafka_are_lost);
+
+async fn replies_of_kafka_are_lost(capture: CaptureKind) {
+    each_request_meets(capture, Relay::Process, Act::LoseReply).await;
 }
 
-#[test]
-fn connections_to_kafka_are_reset_in_the_middle_of_a_transaction() {
-    within(
-        60,
-        each_request_meets(Relay::Process, Act::Reset, &REQUESTS),
-    );
+both_captures!(
+    60,
+    connections_to_kafka_are_reset_in_the_middle_of_a_transaction
+);
+
+async fn connections_to_kafka_are_reset_in_the_middle_of_a_transaction(capture: CaptureKind) {
+    each_request_meets(capture, Relay::Process, Act::Reset).await;
 }
 
-#[test]
-fn connections_to_kafka_are_half_open() {
-    let act = Act::SwallowReplies;
-    within(60, each_request_meets(Relay::Impatient, act, &REQUESTS));
+both_captures!(60, connections_to_kafka_are_half_open);
+
+async fn connections_to_kafka_are_half_open(capture: CaptureKind) {
+    each_request_meets(capture, Relay::Impatient, Act::SwallowReplies).await;
 }
 
-#[test]
-fn all_connections_to_kafka_are_reset_again_and_again() {
-    within(60, async {
-        kafka_survives(Relay::Process, async |proxy| {
-            for _ in 0..10 {
-                proxy.more(Api::Produce, 3).await.unwrap();
-                assert!(proxy.reset() > 0);
-            }
-        })
-        .await;
-    });
+both_captures!(60, all_connections_to_kafka_are_reset_again_and_again);
+
+async fn all_connections_to_kafka_are_reset_again_and_again(capture: CaptureKind) {
+    kafka_survives(capture, Relay::Process, async |proxy| {
+        for _ in 0..10 {
+            proxy.more(Api::Produce, 3).await.unwrap();
+            assert!(proxy.reset() > 0);
+        }
+    })
+    .await;
 }
 
-#[test]
-fn kafka_is_behind_a_black_hole_longer_than_the_socket_timeout() {
-    within(60, async {
-        kafka_survives(Relay::Impatient, async |proxy| {
-            for timeouts in [1.5, 3.0] {
-                proxy.more(Api::EndTxn, 3).await.unwrap();
-                proxy.set(Weather {
-                    stalled: Stall::Everything,
-                    ..Weather::default()
-                });
-                let timeout = Duration::from_millis(SOCKET_TIMEOUT_MS.into());
-                sleep(timeout.mul_f64(timeouts)).await;
-                // What was sent into it arrives now, after the retries.
-                proxy.set(Weather::default());
-            }
-        })
-        .await;
-    });
-}
+both_captures!(
+    60,
+    kafka_is_behind_a_black_hole_longer_than_the_socket_timeout
+);
 
-#[test]
-fn kafka_is_far_away_and_the_line_is_thin() {
-    within(120, async {
-        kafka_survives(Relay::Process, async |proxy| {
+async fn kafka_is_behind_a_black_hole_longer_than_the_socket_timeout(capture: CaptureKind) {
+    kafka_survives(capture, Relay::Impatient, async |proxy| {
+        for timeouts in [1.5, 3.0] {
+            proxy.more(Api::EndTxn, 3).await.unwrap();
             proxy.set(Weather {
-                latency: Duration::from_millis(20),
+                stalled: Stall::Everything,
                 ..Weather::default()
             });
-            proxy.more(Api::EndTxn, 5).await.unwrap();
-            proxy.set(Weather {
-                bytes_per_second: Some(200_000),
-                ..Weather::default()
-            });
-            proxy.more(Api::EndTxn, 5).await.unwrap();
-        })
-        .await;
-    });
+            let timeout = Duration::from_millis(SOCKET_TIMEOUT_MS.into());
+            sleep(timeout.mul_f64(timeouts)).await;
+            // What was sent into it arrives now, after the retries.
+            proxy.set(Weather::default());
+        }
+    })
+    .await;
+}
+
+both_captures!(120, kafka_is_far_away_and_the_line_is_thin);
+
+async fn kafka_is_far_away_and_the_line_is_thin(capture: CaptureKind) {
+    kafka_survives(capture, Relay::Process, async |proxy| {
+        proxy.set(Weather {
+            latency: Duration::from_millis(20),
+            ..Weather::default()
+        });
+        proxy.more(Api::EndTxn, 5).await.unwrap();
+        proxy.set(Weather {
+            bytes_per_second: Some(200_000),
+            ..Weather::default()
+        });
+        proxy.more(Api::EndTxn, 5).await.unwrap();
+    })
+    .await;
 }
 
 /// A relay whose PostgreSQL is behind a proxy.
@@ -164,18 +164,13 @@ async fn follows(scene: &Scene) {
     let client = scene.database.connect().await;
     let row = client.query_one("select max(seq) from outbox.events", &[]);
     let last = row.await.unwrap().get::<_, i64>(0);
-    let published = "select exists (select from outbox.events e, outbox.relay r
-         where e.seq = $1 and pg_visible_in_snapshot(e.xid, (r.position->>'seen')::pg_snapshot))";
-    until("the relay follows", 20, async || {
-        let row = client.query_one(published, &[&last]).await.unwrap();
-        row.get::<_, bool>(0)
-    })
-    .await;
+    let published = async || scene.acknowledged("seq >= $1", &[&last]).await > 0;
+    until("the relay follows", 20, published).await;
 }
 
 /// Plays `faults` between a working relay and PostgreSQL.
-async fn postgresql_survives(faults: impl AsyncFnOnce(&Scene, &TcpProxy)) {
-    let scene = Scene::new().await;
+async fn postgresql_survives(capture: CaptureKind, faults: impl AsyncFnOnce(&Scene, &TcpProxy)) {
+    let scene = Scene::of(capture).await;
     let (proxy, relay) = behind_proxy(&scene).await;
     let writers = few_writers(&scene).await;
     let relay = relay.start().await;
@@ -189,63 +184,66 @@ async fn postgresql_survives(faults: impl AsyncFnOnce(&Scene, &TcpProxy)) {
     clean(&scene.check().await, 50);
 }
 
-#[test]
-fn all_connections_to_postgresql_are_reset_again_and_again() {
-    within(60, async {
-        postgresql_survives(async |scene, proxy| {
-            for _ in 0..4 {
-                assert!(proxy.reset(None) > 0);
-                follows(scene).await;
-            }
-        })
-        .await;
-    });
+both_captures!(60, all_connections_to_postgresql_are_reset_again_and_again);
+
+async fn all_connections_to_postgresql_are_reset_again_and_again(capture: CaptureKind) {
+    postgresql_survives(capture, async |scene, proxy| {
+        for _ in 0..4 {
+            assert!(proxy.reset(None) > 0);
+            follows(scene).await;
+        }
+    })
+    .await;
 }
 
-#[test]
-fn all_backends_are_terminated_again_and_again() {
-    within(60, async {
-        postgresql_survives(async |scene, _| {
-            let client = scene.database.connect().await;
-            for _ in 0..4 {
-                // The writers' too; all connect anew.
-                let terminate = "select count(pg_terminate_backend(pid)) from pg_stat_activity
+both_captures!(60, all_backends_are_terminated_again_and_again);
+
+async fn all_backends_are_terminated_again_and_again(capture: CaptureKind) {
+    postgresql_survives(capture, async |scene, _| {
+        let client = scene.database.connect().await;
+        for _ in 0..4 {
+            // The writers' too; all connect anew.
+            let terminate = "select count(pg_terminate_backend(pid)) from pg_stat_activity
                      where datname = current_database() and pid <> pg_backend_pid()";
-                let terminated = client.query_one(terminate, &[]).await.unwrap();
-                assert!(terminated.get::<_, i64>(0) > 0);
-                follows(scene).await;
-            }
-        })
-        .await;
-    });
+            let terminated = client.query_one(terminate, &[]).await.unwrap();
+            assert!(terminated.get::<_, i64>(0) > 0);
+            follows(scene).await;
+        }
+    })
+    .await;
 }
 
-#[test]
-fn postgresql_is_far_away_and_the_line_is_thin() {
-    within(60, async {
-        postgresql_survives(async |scene, proxy| {
-            for weather in [
-                Weather {
-                    latency: Duration::from_millis(20),
-                    ..Weather::default()
-                },
-                Weather {
-                    bytes_per_second: Some(200_000),
-                    ..Weather::default()
-                },
-            ] {
-                proxy.set(weather);
-                for _ in 0..3 {
-                    follows(scene).await;
-                }
+both_captures!(60, postgresql_is_far_away_and_the_line_is_thin);
+
+async fn postgresql_is_far_away_and_the_line_is_thin(capture: CaptureKind) {
+    postgresql_survives(capture, async |scene, proxy| {
+        for weather in [
+            Weather {
+                latency: Duration::from_millis(20),
+                ..Weather::default()
+            },
+            Weather {
+                bytes_per_second: Some(200_000),
+                ..Weather::default()
+            },
+        ] {
+            proxy.set(weather);
+            for _ in 0..3 {
+                follows(scene).await;
             }
-        })
-        .await;
-    });
+        }
+    })
+    .await;
 }
 
 /// What only the reading connection says.
-const READING: &str = "repeatable read read only";
+fn reading(capture: CaptureKind) -> &'static str {
+    match capture {
+        CaptureKind::Table => "repeatable read read only",
+        CaptureKind::Wal => "START_REPLICATION",
+    }
+}
+
 /// What only the lease's session says.
 const LEASE: &str = "outbox-relay lease";
 
@@ -256,50 +254,51 @@ fn stalled(words: &'static str) -> Weather {
     }
 }
 
-#[test]
-fn the_reading_connection_is_in_a_black_hole_for_a_while() {
-    within(60, async {
-        postgresql_survives(async |scene, proxy| {
-            proxy.set(stalled(READING));
-            sleep(Duration::from_secs(3)).await;
-            proxy.set(Weather::default());
-            follows(scene).await;
-            // It may also break at the end of it.
-            proxy.set(stalled(READING));
-            sleep(Duration::from_secs(1)).await;
-            assert!(proxy.reset(Some(READING)) > 0);
-            proxy.set(Weather::default());
-        })
-        .await;
-    });
+both_captures!(60, the_reading_connection_is_in_a_black_hole_for_a_while);
+
+async fn the_reading_connection_is_in_a_black_hole_for_a_while(capture: CaptureKind) {
+    postgresql_survives(capture, async |scene, proxy| {
+        proxy.set(stalled(reading(capture)));
+        sleep(Duration::from_secs(3)).await;
+        proxy.set(Weather::default());
+        follows(scene).await;
+        // It may also break at the end of it.
+        proxy.set(stalled(reading(capture)));
+        sleep(Duration::from_secs(1)).await;
+        assert!(proxy.reset(Some(reading(capture))) > 0);
+        proxy.set(Weather::default());
+    })
+    .await;
 }
 
-#[test]
-fn a_relay_whose_lease_is_in_a_black_hole_gives_way_and_stays_away() {
-    within(60, async {
-        let scene = Scene::new().await;
-        let (proxy, cut_off) = behind_proxy(&scene).await;
-        let writers = few_writers(&scene).await;
-        let first = cut_off.start().await;
-        first.says("active").await;
-        follows(&scene).await;
-        let second = scene.relay.start().await;
-        second.says("standing by").await;
-        proxy.set(stalled(LEASE));
-        first.says("no longer holds the lease").await;
-        second.says("active").await;
-        follows(&scene).await;
-        proxy.set(Weather::default());
-        first.says("standing by").await;
-        writers.more(100).await;
-        follows(&scene).await;
-        writers.stop().await;
-        for (relay, which) in [(&first, "first"), (&second, "second")] {
-            let active = relay.log().matches("active:").count();
-            assert_eq!(active, 1, "no ping-pong: {which} {}", relay.log());
-        }
-        first.terminate().await;
-        second.terminate().await;
-        clean(&scene.check().await, 50);
-    });
+both_captures!(
+    60,
+    a_relay_whose_lease_is_in_a_black_hole_gives_way_and_stays_away
+);
+
+async fn a_relay_whose_lease_is_in_a_black_hole_gives_way_and_stays_away(capture: CaptureKind) {
+    let scene = Scene::of(capture).await;
+    let (proxy, cut_off) = behind_proxy(&scene).await;
+    let writers = few_writers(&scene).await;
+    let first = cut_off.start().await;
+    first.says("active").await;
+    follows(&scene).await;
+    let second = scene.relay.start().await;
+    second.says("standing by").await;
+    proxy.set(stalled(LEASE));
+    first.says("no longer holds the lease").await;
+    second.says("active").await;
+    follows(&scene).await;
+    proxy.set(Weather::default());
+    first.says("standing by").await;
+    writers.more(100).await;
+    follows(&scene).await;
+    writers.stop().await;
+    for (relay, which) in [(&first, "first"), (&second, "second")] {
+        let active = relay.log().matches("active:").count();
+        assert_eq!(active, 1, "no ping-pong: {which} {}", relay.log());
+    }
+    first.terminate().await;
+    second.terminate().await;
+    clean(&scene.check().await, 50);
 }

@@ -1,8 +1,10 @@
 //! Transactions that are unusual in size.
 
+use outbox_relay::config::CaptureKind;
+
 use crate::support::scene::{Scene, clean};
+use crate::support::until;
 use crate::support::writers::{Load, Writers, use_case};
-use crate::support::{until, within};
 
 /// Of a relay that publishes a transaction of any size.
 const PEAK_KB_MAX: u64 = 64 << 10;
@@ -18,62 +20,65 @@ async fn few_writers(scene: &Scene) -> Writers {
 /// Waits until the relay has acknowledged all that is committed now.
 async fn caught_up(scene: &Scene) {
     let client = scene.database.connect().await;
-    let done = "select exists (select from outbox.relay) and not exists (select from outbox.events e, outbox.relay r
-         where not pg_visible_in_snapshot(e.xid, (r.position->>'seen')::pg_snapshot))";
-    until("all is published", 120, async || {
-        let row = client.query_one(done, &[]).await.unwrap();
-        row.get::<_, bool>(0)
-    })
-    .await;
+    let committed = client.query_one("select count(*) from outbox.events", &[]);
+    let committed: i64 = committed.await.unwrap().get(0);
+    let published = async || scene.acknowledged("true", &[]).await == committed;
+    until("all is published", 120, published).await;
 }
 
-#[test]
-fn a_transaction_of_ten_thousand_subtransactions_while_others_commit() {
-    within(120, async {
-        let scene = Scene::new().await;
-        let writers = few_writers(&scene).await;
-        let relay = scene.relay.start().await;
-        writers.more(20).await;
-        let client = scene.database.connect().await;
-        let own_key = "insert into aggregate (id) values (1000)";
-        client.batch_execute(own_key).await.unwrap();
-        client.batch_execute("begin").await.unwrap();
-        let call = use_case("many", &scene.prefix, 1_000, 10_000, true);
-        client.batch_execute(&call).await.unwrap();
-        // A snapshot with so many of them in progress lists none: it is overflown.
-        writers.more(50).await;
-        client.batch_execute("commit").await.unwrap();
-        writers.more(20).await;
-        writers.stop().await;
-        relay.terminate().await;
-        clean(&scene.check().await, 90);
-    });
+both_captures!(
+    120,
+    a_transaction_of_ten_thousand_subtransactions_while_others_commit
+);
+
+async fn a_transaction_of_ten_thousand_subtransactions_while_others_commit(capture: CaptureKind) {
+    let scene = Scene::of(capture).await;
+    let writers = few_writers(&scene).await;
+    let relay = scene.relay.start().await;
+    writers.more(20).await;
+    let client = scene.database.connect().await;
+    let own_key = "insert into aggregate (id) values (1000)";
+    client.batch_execute(own_key).await.unwrap();
+    client.batch_execute("begin").await.unwrap();
+    let call = use_case("many", &scene.prefix, 1_000, 10_000, true);
+    client.batch_execute(&call).await.unwrap();
+    // A snapshot with so many of them in progress lists none: it is overflown.
+    writers.more(50).await;
+    client.batch_execute("commit").await.unwrap();
+    writers.more(20).await;
+    writers.stop().await;
+    relay.terminate().await;
+    clean(&scene.check().await, 90);
 }
 
-#[test]
-fn a_transaction_of_300_000_events_goes_into_one_kafka_transaction_in_little_memory() {
-    within(180, async {
-        let scene = Scene::new().await;
-        let writers = few_writers(&scene).await;
-        let relay = scene.relay.start().await;
-        writers.more(20).await;
-        let client = scene.database.connect().await;
-        let large = "begin;
+both_captures!(
+    180,
+    a_transaction_of_300_000_events_goes_into_one_kafka_transaction_in_little_memory
+);
+
+async fn a_transaction_of_300_000_events_goes_into_one_kafka_transaction_in_little_memory(
+    capture: CaptureKind,
+) {
+    let scene = Scene::of(capture).await;
+    let writers = few_writers(&scene).await;
+    let relay = scene.relay.start().await;
+    writers.more(20).await;
+    let client = scene.database.connect().await;
+    let large = "begin;
             insert into outbox.events (topic, aggregate_id, payload)
             select $P || i % 3, 'large' || i % 300, convert_to('event ' || i, 'UTF8') from generate_series(300, 300299) i;
             insert into ledger select 'large', seq, id, topic, aggregate_id, seq
             from outbox.events where xid = pg_current_xact_id();
             commit";
-        let large = large.replace("$P", &format!("'{}'", scene.prefix));
-        client.batch_execute(&large).await.unwrap();
-        writers.more(20).await;
-        writers.stop().await;
-        caught_up(&scene).await;
-        if let Some(peak_kb) = relay.peak_rss_kb() {
-            assert!(peak_kb < PEAK_KB_MAX, "{peak_kb} kB");
-        }
-        relay.terminate().await;
-        // Whole, in one Kafka transaction, with tx-count and rising tx-index: the ledger judges it.
-        clean(&scene.check().await, 40);
-    });
+    let large = large.replace("$P", &format!("'{}'", scene.prefix));
+    client.batch_execute(&large).await.unwrap();
+    writers.more(20).await;
+    writers.stop().await;
+    caught_up(&scene).await;
+    if let Some(peak_kb) = relay.peak_rss_kb() {
+        assert!(peak_kb < PEAK_KB_MAX, "{peak_kb} kB");
+    }
+    relay.terminate().await;
+    // Whole, in one Kafka transaction, with tx-count and rising tx-index: the ledger judges it.
+    clean(&scene.check().await, 40);
 }

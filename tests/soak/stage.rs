@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use outbox_relay::config::CaptureKind;
 use outbox_relay::servers::{Postgres, PostgresVersion};
 use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
@@ -47,6 +48,7 @@ impl Stage {
         ];
         let network = Network::before(brokers.addresses(), &database.url).await;
         let relay = RelayOf {
+            capture: CaptureKind::Table,
             name: NAME.to_owned(),
             // Its sessions are told from the writers' by this name.
             database_url: format!("{}?application_name=relay", network.database_url),

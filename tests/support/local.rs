@@ -4,7 +4,8 @@ use std::future::Future;
 use std::sync::Arc;
 
 use outbox_relay::capture::table::TableCapture;
-use outbox_relay::config::{Options, Settings};
+use outbox_relay::capture::wal::WalCapture;
+use outbox_relay::config::{CaptureKind, Settings};
 use outbox_relay::fault::Fault;
 use outbox_relay::lease::AdvisoryLease;
 use outbox_relay::relay::{Relay, RelaySettings};
@@ -30,8 +31,6 @@ pub async fn beside<S: Shell, T>(
         &settings.name,
         settings.lease_time,
     );
-    let capture =
-        TableCapture::new(settings.outbox.clone(), &settings.database).expect("a capture");
     let machine = Machine::new(settings.kafka.instance.clone(), SOCKET_TIMEOUT_MS);
     let shell = shell(ThreadShell::new(Arc::new(settings.kafka.clone())));
     let sink = KafkaSink::with_shell(machine, lease.clone(), shell);
@@ -40,26 +39,30 @@ pub async fn beside<S: Shell, T>(
         until_caught_up: false,
     };
     let stop = CancellationToken::new();
-    let relay = Relay::new(capture, sink, lease, how, stop.clone()).run();
     let script = async {
         let outcome = script.await;
         stop.cancel();
         outcome
     };
-    let (end, outcome): (Result<_, Fault>, T) = tokio::join!(relay, script);
+    let (outbox, database) = (settings.outbox, &settings.database);
+    let (end, outcome): (Result<_, Fault>, T) = match settings.capture {
+        CaptureKind::Table => {
+            let capture = TableCapture::new(outbox, database).expect("a capture");
+            let relay = Relay::new(capture, sink, lease, how, stop.clone());
+            tokio::join!(relay.run(), script)
+        }
+        CaptureKind::Wal => {
+            let capture = WalCapture::new(outbox, database).expect("a capture");
+            let relay = Relay::new(capture, sink, lease, how, stop.clone());
+            tokio::join!(relay.run(), script)
+        }
+    };
     end.expect("the relay gets over it");
     outcome
 }
 
 fn settings(relay: &RelayOf) -> Settings {
-    let options = Options {
-        name: Some(relay.name.clone()),
-        database_url: Some(relay.database_url.clone()),
-        kafka_brokers: Some(relay.brokers.clone()),
-        create_topics: Some(true),
-        ..Options::default()
-    };
-    let mut settings = options.settle().expect("settings");
+    let mut settings = relay.options().settle().expect("settings");
     settings.kafka.socket_timeout_ms = SOCKET_TIMEOUT_MS;
     settings
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use outbox_relay::config::{CaptureKind, Options};
 use tokio::process::{Child, Command};
 
 use super::servers::{TestDatabase, own, shared};
@@ -32,6 +33,7 @@ pub struct RelayOf {
     pub name: String,
     pub database_url: String,
     pub brokers: String,
+    pub capture: CaptureKind,
     pub more: Vec<String>,
     /// Where it kills itself, see `outbox_relay::crash_point`.
     pub crash_at: Option<String>,
@@ -44,6 +46,7 @@ impl RelayOf {
             name: name.to_owned(),
             database_url: database.url.clone(),
             brokers: shared().await.kafka.brokers().to_owned(),
+            capture: CaptureKind::Table,
             more: vec!["--create-topics".into(), "true".into()],
             crash_at: None,
         }
@@ -53,6 +56,18 @@ impl RelayOf {
         self.more
             .extend(arguments.iter().map(|argument| (*argument).to_owned()));
         self
+    }
+
+    /// The same for a relay inside the test.
+    pub fn options(&self) -> Options {
+        Options {
+            name: Some(self.name.clone()),
+            database_url: Some(self.database_url.clone()),
+            kafka_brokers: Some(self.brokers.clone()),
+            capture: Some(self.capture),
+            create_topics: Some(true),
+            ..Options::default()
+        }
     }
 
     pub fn command(&self) -> Command {
@@ -66,6 +81,8 @@ impl RelayOf {
                 &self.database_url,
                 "--kafka-brokers",
                 &self.brokers,
+                "--capture",
+                self.capture.name(),
             ])
             .args(&self.more)
             .envs(self.crash_at.iter().map(|at| ("OUTBOX_RELAY_CRASH_AT", at)))

@@ -1,12 +1,16 @@
 //! One database, its topics and its relay, and the ledger check at the end.
 
+use outbox_relay::config::CaptureKind;
 use outbox_relay::ledger::Report;
+use outbox_relay::position::Position;
+use outbox_relay::supervisor::make_slot;
+use tokio_postgres::types::ToSql;
 
 use super::process::RelayOf;
 use super::scan::check;
 use super::servers::TestDatabase;
-use super::unique;
 use super::writers::{finish_prepared, ledger, use_case};
+use super::{unique, until};
 
 /// One database, its topics and its relay.
 pub struct Scene {
@@ -16,13 +20,24 @@ pub struct Scene {
 }
 
 impl Scene {
+    /// Captured from the table.
     pub async fn new() -> Self {
-        Self::on(TestDatabase::new().await).await
+        Self::of(CaptureKind::Table).await
     }
 
-    pub async fn on(database: TestDatabase) -> Self {
+    pub async fn of(capture: CaptureKind) -> Self {
+        Self::on(TestDatabase::new().await, capture).await
+    }
+
+    pub async fn on(database: TestDatabase, capture: CaptureKind) -> Self {
         let name = unique("relay");
-        let relay = RelayOf::new(&name, &database).await;
+        let mut relay = RelayOf::new(&name, &database).await;
+        relay.capture = capture;
+        if capture == CaptureKind::Wal {
+            let outbox = relay.options().outbox().expect("settings");
+            let made = make_slot(&database.database(), &outbox).await;
+            assert_eq!(made.expect("a slot").len(), 2);
+        }
         Self {
             database,
             prefix: format!("{name}-topic"),
@@ -37,11 +52,34 @@ impl Scene {
         client.batch_execute(&call).await.expect("a commit");
     }
 
+    /// How many events that meet the condition are acknowledged.
+    pub async fn acknowledged(&self, condition: &str, values: &[&(dyn ToSql + Sync)]) -> i64 {
+        let client = self.database.connect().await;
+        let position = "select position::text from outbox.relay";
+        let position = client.query_opt(position, &[]).await.expect("an answer");
+        let Some(position) = position else { return 0 };
+        let position: Position = serde_json::from_str(position.get(0)).expect("a position");
+        let events = format!(
+            "select xid::text::bigint, max(seq), count(*) from outbox.events where {condition} group by xid"
+        );
+        let events = client.query(&events, values).await.expect("events");
+        let covered = events
+            .iter()
+            .filter(|row| position.covers(row.get::<_, i64>(0).unsigned_abs(), row.get(1)));
+        covered.map(|row| row.get::<_, i64>(2)).sum()
+    }
+
     /// Publishes what is left, and checks.
     pub async fn check(&self) -> Report {
         let client = self.database.connect().await;
         finish_prepared(&client, &self.database.name).await;
         self.relay.catch_up().await;
+        // Else it keeps the shared server's WAL.
+        let drop = "select count(pg_drop_replication_slot(slot_name)) from pg_replication_slots where database = current_database()";
+        until("no slot is left", 10, async || {
+            client.query_one(drop, &[]).await.is_ok()
+        })
+        .await;
         let ledger = ledger(&self.database).await;
         check(&self.relay.brokers, &self.prefix, &self.relay.name, ledger).await
     }

@@ -57,8 +57,10 @@ impl Place {
     pub fn capture(&self, settings: CaptureSettings) -> AnyCapture {
         let database = self.at();
         match self.kind {
-            Kind::Table => AnyCapture::Table(TableCapture::new(settings, &database).unwrap()),
-            Kind::Wal => AnyCapture::Wal(WalCapture::new(settings, &database).unwrap()),
+            Kind::Table => {
+                AnyCapture::Table(Box::new(TableCapture::new(settings, &database).unwrap()))
+            }
+            Kind::Wal => AnyCapture::Wal(Box::new(WalCapture::new(settings, &database).unwrap())),
         }
     }
 
@@ -102,8 +104,8 @@ pub fn settings() -> CaptureSettings {
 
 /// Whichever it is.
 pub enum AnyCapture {
-    Table(TableCapture),
-    Wal(WalCapture),
+    Table(Box<TableCapture>),
+    Wal(Box<WalCapture>),
 }
 
 impl Capture for AnyCapture {
