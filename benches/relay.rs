@@ -12,35 +12,26 @@
     reason = "a benchmark that can not go on ends"
 )]
 
-use std::process::Stdio;
+mod support;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::TryStreamExt;
 use outbox_relay::database::Database;
-use outbox_relay::servers::{Postgres, PostgresOptions, Servers};
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
-use rdkafka::client::DefaultClientContext;
+use outbox_relay::servers::{PostgresOptions, Servers};
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{Message, Offset, TopicPartitionList};
-use tokio::process::{Child, Command};
+use support::{
+    INSERT, appended, by_the_socket, database, ended, load, number, relay, topic_with_append_times,
+    usage,
+};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 const RATE: u64 = 500;
 const WRITERS: u64 = 10;
-const INSERT: &str = "insert into outbox.events (topic, aggregate_id, event_type, payload)
-    select $T, (random() * 10000)::int::text, 'Measured',
-           convert_to(rpad((extract(epoch from clock_timestamp()) * 1e6)::bigint::text || ' ', 190, 'x'), 'UTF8')
-    from generate_series(1, 3)";
-
-/// The number behind a flag.
-fn number(flag: &str, otherwise: u64) -> u64 {
-    let given = std::env::args().skip_while(|word| word != flag).nth(1);
-    given.map_or(otherwise, |text| text.parse().unwrap())
-}
-
 fn main() {
     let seconds = number("--seconds", 60);
     let transactions = number("--transactions", 66_667);
@@ -68,91 +59,11 @@ fn main() {
     });
 }
 
-/// The same server by its unix socket.
-fn by_the_socket(postgres: &Postgres) -> String {
-    let folder = postgres
-        .socket_dir()
-        .expect("a server of our own")
-        .display();
-    let folder = folder.to_string().replace('/', "%2F");
-    let (user, place) = postgres.url().rsplit_once('@').unwrap();
-    let (_, port_and_database) = place.split_once(':').unwrap();
-    format!("{user}@{folder}:{port_and_database}")
-}
-
-async fn database(url: &str, name: &str) -> String {
-    let admin = Database::parse(url).unwrap().connect().await.unwrap();
-    admin
-        .batch_execute(&format!("create database {name}"))
-        .await
-        .unwrap();
-    let url = format!("{}/{name}", url.rsplit_once('/').unwrap().0);
-    outbox_relay::init::init(&Database::parse(&url).unwrap())
-        .await
-        .unwrap();
-    url
-}
-
-fn relay(servers: &Servers, name: &str, url: &str, brokers: &str, more: &[&str]) -> Child {
-    let child = Command::new(env!("CARGO_BIN_EXE_outbox-relay"))
-        .args([
-            "run",
-            "--name",
-            name,
-            "--database-url",
-            url,
-            "--kafka-brokers",
-            brokers,
-            "--create-topics",
-            "true",
-        ])
-        .args(more)
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap();
-    servers.adopt(child.id().unwrap());
-    child
-}
-
-/// Peak resident memory in MiB and CPU seconds of a process, as long as it lives.
-fn usage(pid: u32) -> Option<(f64, f64)> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let peak = status
-        .lines()
-        .find(|line| line.starts_with("VmHWM:"))?
-        .split_whitespace()
-        .nth(1)?
-        .parse::<f64>()
-        .ok()?;
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let ticks = stat
-        .rsplit_once(')')?
-        .1
-        .split_whitespace()
-        .skip(11)
-        .take(2)
-        .map(|t| t.parse::<f64>().unwrap())
-        .sum::<f64>();
-    Some((peak / 1024.0, ticks / 100.0))
-}
-
 async fn drain(servers: &Servers, url: &str, brokers: &str, transactions: u64) {
     let url = database(url, "drain").await;
     topic_with_append_times(brokers, "drain").await;
     let client = Database::parse(&url).unwrap().connect().await.unwrap();
-    let insert = INSERT.replace("$T", "'drain'");
-    client
-        .batch_execute(&format!(
-            "create procedure load() language plpgsql as $$ begin for i in 1..{transactions} loop {insert}; commit; end loop; end $$;
-             set synchronous_commit = off"
-        ))
-        .await
-        .unwrap();
-    client.batch_execute("call load()").await.unwrap();
-    for statement in ["vacuum analyze outbox.events", "checkpoint"] {
-        client.batch_execute(statement).await.unwrap();
-    }
+    load(&client, "drain", transactions).await;
     let events = transactions as f64 * 3.0;
     for round in 1..=3 {
         let since = Instant::now();
@@ -170,24 +81,14 @@ async fn drain(servers: &Servers, url: &str, brokers: &str, transactions: u64) {
             .batch_execute("delete from outbox.relay")
             .await
             .unwrap();
-        let since = Instant::now();
-        let mut child = relay(
+        let child = relay(
             servers,
             &format!("drain-{round}"),
             &url,
             brokers,
             &["--until-caught-up"],
         );
-        let mut used = (0.0, 0.0);
-        let status = loop {
-            used = usage(child.id().unwrap_or(0)).unwrap_or(used);
-            tokio::select! {
-                status = child.wait() => break status.unwrap(),
-                () = sleep(Duration::from_millis(10)) => {}
-            }
-        };
-        assert!(status.success(), "{status}");
-        let whole = since.elapsed().as_secs_f64();
+        let (whole, peak, cpu) = ended(child).await;
         let appended = appended(brokers, "drain", transactions * 3, round);
         let rate = events / appended.as_secs_f64();
         println!(
@@ -196,48 +97,10 @@ async fn drain(servers: &Servers, url: &str, brokers: &str, transactions: u64) {
             events / whole,
             bytes / 1_000_000,
             rate / reference,
-            used.0,
-            used.1 * 1e6 / events,
+            peak,
+            cpu * 1e6 / events,
         );
     }
-}
-
-/// Three partitions, and times that the broker gives.
-async fn topic_with_append_times(brokers: &str, topic: &str) {
-    let admin: AdminClient<DefaultClientContext> = ClientConfig::new()
-        .set("bootstrap.servers", brokers)
-        .create()
-        .unwrap();
-    let topic = NewTopic::new(topic, 3, TopicReplication::Fixed(1))
-        .set("message.timestamp.type", "LogAppendTime");
-    let made = admin.create_topics(&[topic], &AdminOptions::new()).await;
-    made.unwrap().remove(0).unwrap();
-}
-
-/// Time from the first to the last record of the given round, each of `events`.
-fn appended(brokers: &str, topic: &str, events: u64, round: u64) -> Duration {
-    let consumer: BaseConsumer = ClientConfig::new()
-        .set("bootstrap.servers", brokers)
-        .set("group.id", "bench")
-        .set("enable.auto.commit", "false")
-        .set("isolation.level", "read_committed")
-        .create()
-        .unwrap();
-    let mut all = TopicPartitionList::new();
-    for partition in 0..3 {
-        all.add_partition_offset(topic, partition, Offset::Beginning)
-            .unwrap();
-    }
-    consumer.assign(&all).unwrap();
-    let mut times: Vec<i64> = (0..events * round)
-        .map(|_| {
-            let message = consumer.poll(Duration::from_secs(30)).unwrap().unwrap();
-            message.timestamp().to_millis().unwrap()
-        })
-        .collect();
-    times.sort_unstable();
-    let times = &times[(events * (round - 1)) as usize..];
-    Duration::from_millis((times[times.len() - 1] - times[0]).unsigned_abs())
 }
 
 async fn latency(servers: &Servers, url: &str, brokers: &str, seconds: u64) {

@@ -71,8 +71,6 @@ pub struct Batch {
     pub transactions: u64,
     /// Events in this batch.
     pub events: u64,
-    /// More is there already: it may be read while this batch is published.
-    pub more: bool,
     /// True when this batch completes all that was committed before the capture was opened.
     pub catches_up: bool,
     ready: VecDeque<Slice>,
@@ -84,7 +82,6 @@ impl Batch {
     #[must_use]
     pub fn of(slices: Vec<Slice>, after: Position, catches_up: bool) -> Self {
         Self {
-            more: after.window.is_some(),
             after,
             transactions: slices.len() as u64,
             events: slices.iter().map(|slice| slice.events.len() as u64).sum(),
@@ -103,7 +100,6 @@ impl Batch {
         catches_up: bool,
     ) -> Self {
         Self {
-            more: after.window.is_some(),
             after,
             transactions: 1,
             events,

@@ -169,7 +169,8 @@ impl<C: Capture, S: Sink, L: Lease> Relay<C, S, L> {
                 Some(batch) => Some(batch),
                 None => next_or_stop(&mut self.capture, &position, &self.stop).await?,
             };
-            let idle = batch.is_none();
+            // A position without events is there to be acknowledged.
+            let idle = batch.as_ref().is_none_or(|batch| batch.events == 0);
             let caught_up = batch.as_ref().is_none_or(|batch: &Batch| batch.catches_up);
             if let Some(batch) = batch {
                 (position, read_ahead) = self.publish_and_read_ahead(&position, batch).await?;
@@ -209,12 +210,12 @@ impl<C: Capture, S: Sink, L: Lease> Relay<C, S, L> {
                 "the position would go back from {before:?} to {after:?}"
             )));
         }
-        let (transactions, events, more) = (batch.transactions, batch.events, batch.more);
+        let (transactions, events) = (batch.transactions, batch.events);
         let (capture, stop) = (&mut self.capture, &self.stop);
         let read_ahead = async {
-            match more {
-                true => next_or_stop(capture, &after, stop).await,
-                false => Ok(None),
+            match after.window {
+                Some(_) => next_or_stop(capture, &after, stop).await,
+                None => Ok(None),
             }
         };
         let (published, next) = tokio::join!(self.sink.publish(batch), read_ahead);

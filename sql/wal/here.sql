@@ -5,6 +5,7 @@ select s.plugin, coalesce(s.database = current_database(), false), s.active_pid,
        exists (select from pg_publication p
                join pg_publication_tables t on t.pubname = p.pubname
                where p.pubname = $1 and p.pubinsert and t.schemaname || '.' || t.tablename = $2),
-       current_setting('max_slot_wal_keep_size') = '-1'
+       current_setting('max_slot_wal_keep_size') = '-1',
+       coalesce(has_function_privilege(to_regprocedure('pg_catalog.pg_log_standby_snapshot()')::oid, 'execute'), false)
 from (select) one
 left join pg_replication_slots s on s.slot_name = $1

@@ -64,7 +64,7 @@ pub async fn read(
         transactions: planned.iter().map(|(xid, rows, _)| (*xid, *rows)).collect(),
     };
     let sql = shape.fill(include_str!("../../sql/verify/rows.sql"));
-    let route = Route::new(route);
+    let mut route = Route::new(route);
     let no_values: [(&(dyn tokio_postgres::types::ToSql + Sync), _); 0] = [];
     let mut rows = pin!(client.query_typed_raw(&sql, no_values).await?);
     for ((id, rows_of_it, published), order) in planned.iter().zip(order) {

@@ -34,7 +34,7 @@ pub struct PostgresShell {
 struct Connection {
     client: Object,
     sql: Arc<Statements>,
-    route: Arc<Route>,
+    route: Route,
 }
 
 impl PostgresShell {
@@ -77,7 +77,7 @@ impl Shell for PostgresShell {
         self.connection = Some(Connection {
             client,
             sql,
-            route: Arc::new(Route::new(&self.settings.route)),
+            route: Route::new(&self.settings.route),
         });
         Ok(origin)
     }
@@ -194,7 +194,7 @@ impl Shell for PostgresShell {
 pub struct PostgresPages {
     pool: Pool,
     planned_at: Origin,
-    found: Option<(Arc<Statements>, Arc<Route>)>,
+    found: Option<(Arc<Statements>, Route)>,
     client: Option<Object>,
 }
 
@@ -214,7 +214,7 @@ impl Pages for PostgresPages {
             None => self.connect().await?,
         };
         let client = self.client.insert(client);
-        let Some((sql, route)) = &self.found else {
+        let Some((sql, route)) = &mut self.found else {
             return Err(Fault::Defect("pages without a connection".into()));
         };
         let limit = i64::try_from(events).unwrap_or(i64::MAX);
@@ -298,9 +298,9 @@ impl Connection {
             .query_typed_raw(&self.sql.rows, [(xids, Type::TEXT_ARRAY)])
             .await?;
         let mut stream = pin!(stream);
-        let mut rows = Vec::new();
+        let (mut rows, mut route) = (Vec::new(), self.route.clone());
         while let Some(row) = stream.try_next().await? {
-            rows.push((xid(row.try_get(0)?)?, event(&self.route, &row)?));
+            rows.push((xid(row.try_get(0)?)?, event(&mut route, &row)?));
         }
         Ok(rows)
     }

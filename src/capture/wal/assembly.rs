@@ -22,9 +22,9 @@ const PREFIX: &[u8] = b"outbox";
 pub(super) struct Reading {
     table: Arc<str>,
     columns: Arc<Columns>,
-    route: Arc<Route>,
+    route: Route,
     /// Layouts of the relations met so far; `None`: another table than ours.
-    relations: HashMap<u32, Option<Arc<Layout>>>,
+    relations: Arc<HashMap<u32, Option<Layout>>>,
 }
 
 impl Reading {
@@ -32,8 +32,8 @@ impl Reading {
         Self {
             table: settings.table.as_str().into(),
             columns: Arc::new(settings.columns.clone()),
-            route: Arc::new(Route::new(&settings.route)),
-            relations: HashMap::new(),
+            route: Route::new(&settings.route),
+            relations: Arc::default(),
         }
     }
 
@@ -49,15 +49,15 @@ impl Reading {
                 let known = self.relations.get(&relation).ok_or_else(|| {
                     Fault::Defect("a row came before its relation was described".into())
                 })?;
-                let event =
-                    |layout: &Arc<Layout>| layout.event(&row, &self.route, committed_at_micros);
+                let route = &mut self.route;
+                let event = |layout: &Layout| layout.event(&row, route, committed_at_micros);
                 known.as_ref().map(event).transpose()
             }
             Message::Emitted {
                 transactional: true,
                 prefix,
                 content,
-            } if prefix == PREFIX => emitted(content, &self.route).map(Some),
+            } if prefix == PREFIX => emitted(content, &mut self.route).map(Some),
             Message::Emitted { .. }
             | Message::Begin { .. }
             | Message::Commit { .. }
@@ -68,10 +68,10 @@ impl Reading {
     fn meet(&mut self, relation: &Relation) -> Result<(), Fault> {
         let name = format!("{}.{}", relation.schema, relation.name);
         let layout = match name == *self.table {
-            true => Some(Arc::new(Layout::new(relation, &self.columns)?)),
+            true => Some(Layout::new(relation, &self.columns)?),
             false => None,
         };
-        self.relations.insert(relation.id, layout);
+        Arc::make_mut(&mut self.relations).insert(relation.id, layout);
         Ok(())
     }
 }

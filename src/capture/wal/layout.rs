@@ -94,7 +94,7 @@ impl Layout {
     pub fn event(
         &self,
         row: &[Column],
-        route: &Route,
+        route: &mut Route,
         committed_at_micros: i64,
     ) -> Result<Event, Fault> {
         let read = |part: &Option<Part>| part.map_or(Ok(None), |part| printed(row, part));
@@ -222,7 +222,7 @@ struct Emitted {
 ///
 /// # Errors
 /// [`Fault::Refused`] if something else wrote it.
-pub(super) fn emitted(mut content: Bytes, route: &Route) -> Result<Event, Fault> {
+pub(super) fn emitted(mut content: Bytes, route: &mut Route) -> Result<Event, Fault> {
     let foreign = |why: &str| {
         Fault::Refused(format!(
             "a logical message with prefix 'outbox' was not written by outbox.emit ({why}); use another prefix for other messages"

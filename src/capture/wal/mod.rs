@@ -37,12 +37,13 @@ use crate::event::{Batch, Slice};
 use crate::fault::Fault;
 use crate::position::{Lsn, Mismatch, Position, Snapshot, Streamed, Xid, Xids};
 
-/// An idle outbox must not keep WAL that others write: after so much of it the position moves on without events.
+/// An idle outbox must not keep WAL that others write: after so much of it the position moves on without events, and the
+/// slot is helped to let go.
 const ADVANCE_BYTES: u64 = 8 << 20;
 /// How often a new snapshot takes the place of the list of transactions beyond the old one.
 const REBASE_EVERY: Duration = Duration::from_secs(1);
 /// Bytes that are read ahead for each byte of a batch: what is published, what comes next, and their overhead.
-const ROOM: u64 = 2;
+const ROOM: u64 = 1;
 
 /// See the module's text.
 pub struct WalCapture<S = PostgresShell> {
@@ -57,6 +58,8 @@ struct Session {
     stands_at: Position,
     /// All that committed up to here was handed out, or had no events.
     reached: Lsn,
+    /// Where the slot was last helped to let go.
+    let_go: Lsn,
     pump: Pump,
     /// Did not fit into the last batch.
     held_back: Option<Committed>,
@@ -130,6 +133,7 @@ impl<S: Shell> WalCapture<S> {
         Ok(Session {
             stands_at: after.clone(),
             reached: from,
+            let_go: from,
             pump: Pump::start(stream, assembly, room, here.committed),
             held_back: None,
             published: Published::resumed(after.seen.clone(), streamed, here.next_xid),
@@ -152,6 +156,10 @@ impl<S: Shell> WalCapture<S> {
             (session.rebase, session.rebased) = (Some(present), Instant::now());
         }
         let batch = session.batch(&self.settings).await?;
+        if session.caught_up() && behind(session.let_go, session.reached) {
+            session.let_go = session.reached;
+            self.shell.let_go().await?;
+        }
         self.session = Some(session);
         Ok(batch)
     }
@@ -225,6 +233,11 @@ impl<S: Shell> WalCapture<S> {
     }
 }
 
+/// Whether so much WAL lies between that an idle outbox must not keep it.
+fn behind(at: Lsn, reached: Lsn) -> bool {
+    u64::from(reached) >= u64::from(at).saturating_add(ADVANCE_BYTES)
+}
+
 fn streamed(position: &Position) -> Result<&Streamed, Fault> {
     let streamed = position.streamed.as_ref();
     streamed
@@ -238,7 +251,7 @@ impl Session {
     }
 
     async fn batch(&mut self, settings: &CaptureSettings) -> Result<Option<Batch>, Fault> {
-        let mut batch = match self.first(settings.poll_max).await? {
+        let batch = match self.first(settings.poll_max).await? {
             None => return Ok(None),
             Some(First::Advance(lsn)) => {
                 self.move_to(lsn, []);
@@ -255,7 +268,6 @@ impl Session {
                 Body::Large(_) => self.large(first, settings)?,
             },
         };
-        batch.more = self.held_back.is_some() || self.pump.is_ready();
         Ok(Some(batch))
     }
 
@@ -277,7 +289,7 @@ impl Session {
                 Item::Reached(lsn) => {
                     let was_behind = !self.caught_up();
                     self.reached = self.reached.max(lsn);
-                    if u64::from(lsn) >= u64::from(stood_at).saturating_add(ADVANCE_BYTES) {
+                    if behind(stood_at, lsn) {
                         return Ok(Some(First::Advance(lsn)));
                     }
                     if was_behind && self.caught_up() {

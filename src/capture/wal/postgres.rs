@@ -38,6 +38,7 @@ struct Connection {
     client: Object,
     present: String,
     made: String,
+    may_let_go: bool,
 }
 
 impl PostgresShell {
@@ -150,6 +151,7 @@ impl Shell for PostgresShell {
             .map(|slot| warnings(&settings.slot, slot, keeps_without_limit));
         let published = row.try_get(8)?;
         self.connection = Some(Connection {
+            may_let_go: row.try_get(10)?,
             client,
             present: include_str!("../../../sql/wal/present.sql").replace("{highest}", &highest),
             made: fill(include_str!("../../../sql/wal/made.sql")).replace("{older}", &older),
@@ -186,6 +188,15 @@ impl Shell for PostgresShell {
             highest: row.try_get::<_, Option<&str>>(1)?.map(xid).transpose()?,
             written: lsn(row.try_get(2)?)?,
         })
+    }
+
+    async fn let_go(&mut self) -> Result<(), Fault> {
+        let connection = self.connection()?;
+        if connection.may_let_go {
+            let let_go = include_str!("../../../sql/wal/let_go.sql");
+            connection.client.query_typed(let_go, &[]).await?;
+        }
+        Ok(())
     }
 
     async fn slot_made(&mut self) -> Result<Option<SlotMade>, Fault> {

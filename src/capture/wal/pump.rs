@@ -82,11 +82,6 @@ impl Pump {
         }
     }
 
-    /// Whether something is there.
-    pub fn is_ready(&self) -> bool {
-        !self.queue.is_empty()
-    }
-
     /// The slot need not keep what lies below.
     pub fn acknowledge(&self, lsn: Lsn) {
         self.feedback.send_if_modified(|known| {

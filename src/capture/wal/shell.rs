@@ -88,6 +88,10 @@ pub trait Shell {
     /// What is visible now, and where the WAL ends.
     async fn present(&mut self) -> Result<Present, Fault>;
 
+    /// Has the server write what lets a slot go of old WAL, where we may (`pg_log_standby_snapshot()`, PostgreSQL 16 and
+    /// newer): by itself it does so every 15 s, which is much WAL on a busy server.
+    async fn let_go(&mut self) -> Result<(), Fault>;
+
     /// When the slot was made, if we made it.
     async fn slot_made(&mut self) -> Result<Option<SlotMade>, Fault>;
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
+use futures_util::FutureExt;
 use pgwire_replication::PgWireError;
 use pgwire_replication::protocol::framing::{
     BackendMessage, MessageReader, write_copy_data, write_password_message, write_query,
@@ -243,13 +244,13 @@ const SILENCE_MAX: Duration = Duration::from_secs(15);
 impl Stream for WireStream {
     async fn next(&mut self) -> Result<Sent, Fault> {
         loop {
-            let message = timeout(SILENCE_MAX, read(&mut self.reader, &mut self.read))
-                .await
-                .map_err(|_| {
-                    let silent =
-                        format!("its walsender was silent for {} s", SILENCE_MAX.as_secs());
-                    Fault::Unavailable(Server::Postgres, silent)
-                })??;
+            // Most often it is there: then no clock is asked. Reading may be dropped at any point.
+            let message = match read(&mut self.reader, &mut self.read).now_or_never() {
+                Some(message) => message?,
+                None => timeout(SILENCE_MAX, read(&mut self.reader, &mut self.read))
+                    .await
+                    .map_err(|_| silent())??,
+            };
             match message.tag {
                 b'd' => {}
                 b'c' => return Err(odd("the end of the stream")),
@@ -274,6 +275,11 @@ impl Stream for WireStream {
     fn feedback(&self) -> Feedback {
         self.feedback.clone()
     }
+}
+
+fn silent() -> Fault {
+    let silent = format!("its walsender was silent for {} s", SILENCE_MAX.as_secs());
+    Fault::Unavailable(Server::Postgres, silent)
 }
 
 fn zero_ended(text: &[u8]) -> Vec<u8> {
