@@ -1,4 +1,5 @@
-//! The capture from the WAL on this machine: `cargo bench --bench wal [-- --transactions 66667 --rounds 5 --large 1000000 --noise-mb 2048]`.
+//! The capture from the WAL on this machine:
+//! `cargo bench --bench wal [-- --transactions 66667 --rounds 5 --large 1000000 --noise-mb 2048 --noise-mb-per-second 64]`.
 //!
 //! Drain: 200 001 events, 3 to a transaction, 190 bytes each, lie behind a slot; a relay publishes them and ends. The rate
 //! is told by the broker's own append times, and from the start of the process to its end. The reference, in turn with it:
@@ -23,7 +24,7 @@ use support::{
     appended, by_the_socket, database, ended, load, number, relay, topic_with_append_times,
 };
 use tokio::process::Command;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, interval, sleep};
 use tokio_postgres::Client;
 
 /// Each has a slot and a publication of its own, made before the WAL that it will read.
@@ -203,7 +204,10 @@ async fn large(servers: &Servers, url: &str, brokers: &str) {
 }
 
 async fn idle(servers: &Servers, url: &str, brokers: &str) {
-    let megabytes = number("--noise-mb", 2_048);
+    let (megabytes, megabytes_a_second) = (
+        number("--noise-mb", 2_048),
+        number("--noise-mb-per-second", 64),
+    );
     let noise = connect(&database(url, "noise").await).await;
     let url = database(url, "idle").await;
     init("idle", &url).await;
@@ -221,7 +225,9 @@ async fn idle(servers: &Servers, url: &str, brokers: &str) {
         // 16 MB of WAL each.
         let chunk =
             "insert into noise select repeat(md5(i::text), 30) from generate_series(1, 16000) i";
+        let mut pace = interval(Duration::from_micros(16_000_000 / megabytes_a_second));
         for _ in 0..megabytes / 16 {
+            pace.tick().await;
             noise.batch_execute(chunk).await.unwrap();
         }
     });
