@@ -2,9 +2,10 @@
 
 use outbox_relay::config::CaptureKind;
 
+use crate::support::proxy::{KafkaProxy, Weather};
 use crate::support::scene::{Scene, clean};
 use crate::support::until;
-use crate::support::writers::{Load, Writers, use_case};
+use crate::support::writers::{Load, Writers, set_up, use_case};
 
 /// Of a relay that publishes a transaction of any size.
 const PEAK_KB_MAX: u64 = 64 << 10;
@@ -81,4 +82,34 @@ async fn a_transaction_of_300_000_events_goes_into_one_kafka_transaction_in_litt
     relay.terminate().await;
     // Whole, in one Kafka transaction, with tx-count and rising tx-index: the ledger judges it.
     clean(&scene.check().await, 40);
+}
+
+both_captures!(
+    120,
+    a_transaction_that_needs_longer_than_the_transaction_timeout_is_refused_by_name
+);
+
+async fn a_transaction_that_needs_longer_than_the_transaction_timeout_is_refused_by_name(
+    capture: CaptureKind,
+) {
+    let scene = Scene::of(capture).await;
+    set_up(&scene.database, 3).await;
+    scene.commit("before", 1, 2).await;
+    scene.relay.catch_up().await;
+    scene.commit("large", 1, 20_000).await;
+    let proxy = KafkaProxy::start(&scene.relay.brokers).await.unwrap();
+    proxy.set(Weather {
+        bytes_per_second: Some(150_000),
+        ..Weather::default()
+    });
+    let mut slow = scene.relay.clone();
+    slow.brokers = proxy.brokers();
+    let relay = slow
+        .with(&["--transaction-timeout-ms", "10000"])
+        .start()
+        .await;
+    relay.says("raise transaction-timeout-ms").await;
+    assert_eq!(relay.ended().await.code(), Some(3));
+    // Nothing is lost: where there is time enough, it is published.
+    clean(&scene.check().await, 2);
 }

@@ -23,6 +23,8 @@ pub mod slot;
 mod spill;
 mod wire;
 
+use std::collections::BTreeSet;
+
 use tokio::time::{Duration, Instant, sleep, timeout};
 use tracing::warn;
 
@@ -50,6 +52,8 @@ pub struct WalCapture<S = PostgresShell> {
     settings: CaptureSettings,
     shell: S,
     session: Option<Session>,
+    /// Said already, each once.
+    warned: BTreeSet<String>,
 }
 
 /// A stream under way.
@@ -94,6 +98,7 @@ impl<S: Shell> WalCapture<S> {
             settings,
             shell,
             session: None,
+            warned: BTreeSet::new(),
         }
     }
 
@@ -125,7 +130,9 @@ impl<S: Shell> WalCapture<S> {
         }
         slot::check(&self.settings.slot, here.slot.as_ref(), from)?;
         for warning in &here.warnings {
-            warn!("{warning}");
+            if self.warned.insert(warning.clone()) {
+                warn!("{warning}");
+            }
         }
         let stream = self.shell.stream(&here.origin, from).await?;
         let assembly = Assembly::new(&self.settings, here.next_xid);

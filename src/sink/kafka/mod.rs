@@ -4,6 +4,7 @@
 //! `classify` says what an error means.
 
 pub mod classify;
+mod late;
 pub mod machine;
 pub mod position_topic;
 pub mod producer;

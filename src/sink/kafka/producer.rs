@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use crate::event::{Event, Slice};
 use crate::fault::{Fault, Server};
 use crate::sink::kafka::classify::{At, fault_of, of_code, redacted};
+use crate::sink::kafka::late::{Late, Try};
 use crate::sink::kafka::machine::{Committed, Signal};
 use crate::sink::kafka::position_topic::{self, Admin, consumer, pause, topic_of};
 use crate::sink::kafka::record::{Partitions, PositionRecord, headers};
@@ -112,6 +113,7 @@ type Work = Box<dyn FnOnce(&mut Worker) + Send>;
 /// the next producer from being made. Dropping the shell closes the channel; the thread then drops its producer and ends.
 pub struct ThreadShell {
     settings: Arc<KafkaSettings>,
+    late: Late,
     life: Option<Life>,
 }
 
@@ -129,6 +131,7 @@ impl ThreadShell {
     pub fn new(settings: Arc<KafkaSettings>) -> Self {
         Self {
             settings,
+            late: Late::default(),
             life: None,
         }
     }
@@ -177,9 +180,10 @@ impl Shell for ThreadShell {
         let (end, gone) = oneshot::channel();
         let (reply, created) = oneshot::channel();
         let (settings, runtime) = (Arc::clone(&self.settings), Handle::current());
+        let late = self.late.clone();
         let run = move || {
             let _end = end;
-            match Worker::new(settings, runtime) {
+            match Worker::new(settings, runtime, late) {
                 Ok(worker) => {
                     let _ = reply.send(Ok(()));
                     worker.run(&inbox);
@@ -415,10 +419,12 @@ struct Worker {
     /// The database transaction, as long as there is only one in this Kafka transaction: then a fault can name it.
     tx_id: Option<Arc<str>>,
     transactions: u64,
+    begun: Instant,
+    late: Late,
 }
 
 impl Worker {
-    fn new(settings: Arc<KafkaSettings>, runtime: Handle) -> Result<Self, Fault> {
+    fn new(settings: Arc<KafkaSettings>, runtime: Handle, late: Late) -> Result<Self, Fault> {
         let config = settings.client_config();
         let producer =
             BaseProducer::from_config_and_context(&producer_config(&settings), Context::default());
@@ -434,6 +440,8 @@ impl Worker {
             sent_to: BTreeSet::new(),
             tx_id: None,
             transactions: 0,
+            begun: Instant::now(),
+            late,
         })
     }
 
@@ -533,6 +541,7 @@ impl Worker {
         self.drain();
         self.seen().begin();
         (self.sent, self.tx_id, self.transactions) = (0, None, 0);
+        self.begun = Instant::now();
         self.sent_to.clear();
         self.producer
             .begin_transaction()
@@ -729,6 +738,9 @@ impl Worker {
     }
 
     fn delivery_fault(&self, failed: (RDKafkaErrorCode, usize)) -> Fault {
+        if let Some(fault) = self.lateness() {
+            return fault;
+        }
         let (code, topic) = self.cause(failed);
         let seen = self.seen();
         let last_error = seen.last_error.clone().unwrap_or_default();
@@ -756,6 +768,17 @@ impl Worker {
             at,
             format!("a record was not delivered: {code} ({last_error})"),
         )
+    }
+
+    /// Whether the one transaction that failed needs more time than there is.
+    fn lateness(&self) -> Option<Fault> {
+        let tx_id = self.tx_id.as_ref().filter(|_| self.transactions == 1)?;
+        self.late.judge(&Try {
+            tx_id,
+            took: self.begun.elapsed(),
+            limit: self.settings.transaction_time(),
+            delivered: self.seen().delivered,
+        })
     }
 
     /// Waits for all deliveries, and stops at the first that failed.
