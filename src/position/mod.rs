@@ -233,6 +233,12 @@ pub enum Mismatch {
          it was restored from an older backup or failed over with loss"
     )]
     Ahead(Xid, Xid),
+    /// A standby was promoted that did not have all that was published.
+    #[error(
+        "timeline {0} goes on without it: it was left at {1}, the position stands at {2}, so a standby was promoted that had not \
+         received all that was published; compare with `outbox-relay verify`, and publish or withdraw what is missing here"
+    )]
+    Diverged(u32, Lsn, Lsn),
     /// The same, seen in the WAL.
     #[error(
         "the server went back: the position stands at {0}, the server's WAL ends at {1}; \

@@ -6,6 +6,7 @@ use outbox_relay::database::Database;
 use outbox_relay::servers::{Kafka, Postgres, PostgresOptions, PostgresVersion, Servers, Sources};
 use tokio::sync::OnceCell;
 use tokio_postgres::Client;
+use url::Url;
 
 use super::{unique, until};
 
@@ -89,6 +90,47 @@ pub async fn own_postgres_with_standby() -> [Postgres; 2] {
         .postgres_with_standby(logical(PostgresVersion::default(), &[]))
         .await
         .unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Lets the standby keep the primary's logical slots too (PostgreSQL 17, "Logical Replication Failover").
+pub async fn keep_slots(primary: &Postgres, standby: &Postgres) {
+    let port = Url::parse(primary.url()).expect("a url").port();
+    let port = port.expect("a port");
+    let client = connect(primary.url()).await;
+    let slot = "select pg_create_physical_replication_slot('standby', true)";
+    client.batch_execute(slot).await.expect("a physical slot");
+    let client = connect(standby.url()).await;
+    let conninfo = format!("host=127.0.0.1 port={port} user=postgres dbname=postgres");
+    for setting in [
+        "primary_slot_name = 'standby'".to_owned(),
+        "hot_standby_feedback = on".to_owned(),
+        "sync_replication_slots = on".to_owned(),
+        format!("primary_conninfo = '{conninfo}'"),
+    ] {
+        let alter = format!("alter system set {setting}");
+        client.batch_execute(&alter).await.expect("a setting");
+    }
+    client
+        .batch_execute("select pg_reload_conf()")
+        .await
+        .expect("a reload");
+}
+
+/// Waits until the standby has the slots of the primary.
+pub async fn slots_are_kept(primary: &Postgres, standby: &Postgres) {
+    let (primary, client) = (connect(primary.url()).await, connect(standby.url()).await);
+    until("the slots are on the standby", 60, async || {
+        let kept = "select count(*) from pg_replication_slots where synced and not temporary";
+        // A slot that stands before what the standby still has is kept once it has moved on.
+        let move_on = "select pg_log_standby_snapshot()";
+        primary.batch_execute(move_on).await.expect("a snapshot");
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        client
+            .query_one(kept, &[])
+            .await
+            .is_ok_and(|row| row.get::<_, i64>(0) > 0)
+    })
+    .await;
 }
 
 /// Makes a standby a primary, on a timeline of its own.

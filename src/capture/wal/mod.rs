@@ -26,7 +26,7 @@ mod wire;
 use std::collections::BTreeSet;
 
 use tokio::time::{Duration, Instant, sleep, timeout};
-use tracing::warn;
+use tracing::{info, warn};
 
 use self::assembly::{Assembly, Body, Committed};
 pub use self::postgres::PostgresShell;
@@ -37,7 +37,7 @@ use super::{Capture, CaptureSettings, Start, registry};
 use crate::database::Database;
 use crate::event::{Batch, Slice};
 use crate::fault::Fault;
-use crate::position::{Lsn, Mismatch, Position, Snapshot, Streamed, Xid, Xids};
+use crate::position::{Lsn, Mismatch, Origin, Position, Snapshot, Streamed, Xid, Xids};
 
 /// An idle outbox must not keep WAL that others write: after so much of it the position moves on without events, and the
 /// slot is helped to let go.
@@ -64,6 +64,8 @@ struct Session {
     reached: Lsn,
     /// Where the slot was last helped to let go.
     let_go: Lsn,
+    /// The position is of an earlier timeline, and goes on here: that is stored before anything else.
+    adopted: bool,
     pump: Pump,
     /// Did not fit into the last batch.
     held_back: Option<Committed>,
@@ -122,7 +124,7 @@ impl<S: Shell> WalCapture<S> {
     /// Streams from `after`.
     async fn open(&mut self, after: &Position) -> Result<Session, Fault> {
         let (here, _) = self.connect().await?;
-        here.origin.accepts(after, here.next_xid)?;
+        let adopted = self.accept(after, &here).await?;
         let streamed = streamed(after)?;
         let from = streamed.lsn;
         if from > here.committed {
@@ -141,6 +143,7 @@ impl<S: Shell> WalCapture<S> {
             stands_at: after.clone(),
             reached: from,
             let_go: from,
+            adopted,
             pump: Pump::start(stream, assembly, room, here.committed),
             held_back: None,
             published: Published::resumed(after.seen.clone(), streamed, here.next_xid),
@@ -148,6 +151,38 @@ impl<S: Shell> WalCapture<S> {
             rebased: Instant::now(),
             here,
         })
+    }
+
+    /// Whether `after` goes on here; `true` if it comes from an earlier timeline.
+    ///
+    /// A standby that was promoted has the WAL of the old timeline up to the place where that was left. If the position lies
+    /// before, all that was published is there, and nobody need be asked. If not, other transactions have taken those places.
+    async fn accept(&mut self, after: &Position, here: &Here) -> Result<bool, Fault> {
+        let theirs = after.origin.timeline;
+        let moved = Position {
+            origin: Origin {
+                timeline: here.origin.timeline,
+                ..after.origin.clone()
+            },
+            ..after.clone()
+        };
+        if theirs >= here.origin.timeline {
+            here.origin.accepts(after, here.next_xid)?;
+            return Ok(false);
+        }
+        here.origin.is_where(&moved.origin)?;
+        let (stands_at, ours) = (streamed(after)?.lsn, here.origin.timeline);
+        let Some(left_at) = self.shell.left_at(&here.origin, theirs).await? else {
+            return Err(Mismatch::Timeline(theirs, ours).into());
+        };
+        if stands_at > left_at {
+            return Err(Mismatch::Diverged(theirs, left_at, stands_at).into());
+        }
+        here.origin.reaches(&moved, here.next_xid)?;
+        info!(
+            "a standby was promoted: timeline {theirs} was left at {left_at} for {ours}, after all that was published"
+        );
+        Ok(true)
     }
 
     async fn read(&mut self, after: &Position) -> Result<Option<Batch>, Fault> {
@@ -280,6 +315,9 @@ impl Session {
 
     /// What comes next. `None`: nothing for a while, and all that was committed before the connection was handed out.
     async fn first(&mut self, patience: Duration) -> Result<Option<First>, Fault> {
+        if std::mem::take(&mut self.adopted) {
+            return Ok(Some(First::Advance(streamed(&self.stands_at)?.lsn)));
+        }
         if let Some(held_back) = self.held_back.take() {
             return Ok(Some(First::Transaction(held_back)));
         }

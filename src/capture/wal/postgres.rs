@@ -190,6 +190,12 @@ impl Shell for PostgresShell {
         })
     }
 
+    async fn left_at(&mut self, origin: &Origin, timeline: u32) -> Result<Option<Lsn>, Fault> {
+        let mut wire = self.wire(origin).await?;
+        let history = format!("TIMELINE_HISTORY {}", origin.timeline);
+        left_at(&text(&wire.query_one(&history).await?, 1), timeline)
+    }
+
     async fn let_go(&mut self) -> Result<(), Fault> {
         let connection = self.connection()?;
         if connection.may_let_go {
@@ -261,7 +267,34 @@ fn slot(row: &Row) -> Result<Option<Slot>, Fault> {
     }))
 }
 
+/// A line of a history file: a timeline, where it was left, why (PostgreSQL manual, "Timelines"). Pure.
+fn left_at(history: &str, timeline: u32) -> Result<Option<Lsn>, Fault> {
+    let of_it = |line: &&str| line.split_whitespace().next() == Some(&timeline.to_string());
+    let place = |line: &str| line.split_whitespace().nth(1).map(lsn);
+    history.lines().find(of_it).and_then(place).transpose()
+}
+
 pub(super) fn lsn(text: &str) -> Result<Lsn, Fault> {
     text.parse()
         .map_err(|_| Fault::Defect(format!("{text:?} is no LSN")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_history_says_where_each_timeline_was_left() {
+        let history = "1\t0/3000148\tno recovery target specified\n\n2\t0/5000060\tno recovery target specified\n";
+        assert_eq!(
+            left_at(history, 1).unwrap(),
+            Some("0/3000148".parse().unwrap())
+        );
+        assert_eq!(
+            left_at(history, 2).unwrap(),
+            Some("0/5000060".parse().unwrap())
+        );
+        assert_eq!(left_at(history, 3).unwrap(), None);
+        assert!(left_at("1\tx", 1).is_err());
+    }
 }
