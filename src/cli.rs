@@ -9,7 +9,7 @@ use crate::adopt::Plan;
 use crate::capture::wal::make;
 use crate::config::{CaptureKind, ConfigFile, Options, Settings};
 use crate::fault::{Fault, exit};
-use crate::{init, supervisor, verify};
+use crate::{init, moves, supervisor, verify};
 
 /// Exit codes, in every help text.
 const EXIT_CODES: &str = "Exit codes:
@@ -70,6 +70,20 @@ enum Command {
         after_help = "Examples:\n  outbox-relay adopt --config relay.toml\n  outbox-relay adopt --config relay.toml --from old-name --apply"
     )]
     Adopt(AdoptArgs),
+    /// Moves a relay between the captures, without loss or repetition, while writers go on. The relay must be stopped. Cut
+    /// off, the same command goes on.
+    #[command(after_help = concat!(
+        "Examples:\n  outbox-relay move --to wal --config relay.toml\n  outbox-relay move --to table --config relay.toml\n\n",
+        "Afterwards start the relay with --capture wal or --capture table.",
+    ))]
+    Move(MoveArgs),
+    /// After a lost replication slot: goes on from the rows that the table holds, then with a new slot. Without --apply it only
+    /// looks.
+    #[command(after_help = concat!(
+        "Examples:\n  outbox-relay recover --config relay.toml\n  outbox-relay recover --config relay.toml --apply\n\n",
+        "What was not published and is not in the table is gone with the WAL: events of outbox.emit, and rows that were deleted.",
+    ))]
+    Recover(RecoverArgs),
     /// Compares the rows that the outbox table still holds with the topics, also beside a running relay. Changes nothing.
     #[command(after_help = concat!(
         "Examples:\n  outbox-relay verify --config relay.toml\n  outbox-relay verify --config relay.toml --json | jq .lost\n\n",
@@ -77,6 +91,28 @@ enum Command {
         "It needs `select` on the outbox table, outbox.relay and outbox.marks, and READ, DESCRIBE and DESCRIBE_CONFIGS on the topics.",
     ))]
     Verify(VerifyArgs),
+}
+
+#[derive(Args, Debug)]
+struct MoveArgs {
+    #[command(flatten)]
+    file: ConfigFile,
+    #[command(flatten)]
+    options: Options,
+    /// The capture that the relay is to have.
+    #[arg(long, value_name = "CAPTURE")]
+    to: CaptureKind,
+}
+
+#[derive(Args, Debug)]
+struct RecoverArgs {
+    #[command(flatten)]
+    file: ConfigFile,
+    #[command(flatten)]
+    options: Options,
+    /// Do it.
+    #[arg(long)]
+    apply: bool,
 }
 
 #[derive(Args, Debug)]
@@ -151,6 +187,8 @@ pub async fn call(cli: Cli) -> u8 {
         Command::Init(args) => init_schema(args).await,
         Command::Run(args) => run(args).await,
         Command::Adopt(args) => adopt(args).await,
+        Command::Move(args) => move_to(args).await,
+        Command::Recover(args) => recover(args).await,
         Command::Verify(args) => verify(args).await,
     };
     match end {
@@ -222,6 +260,35 @@ async fn adopt(args: AdoptArgs) -> Result<u8, Fault> {
         (true, _) => {}
         (false, true) => println!("adopted; the relay may be started"),
         (false, false) => println!("nothing was changed; add --apply to do it"),
+    }
+    Ok(exit::DONE)
+}
+
+async fn move_to(args: MoveArgs) -> Result<u8, Fault> {
+    let done = moves::move_to(&settled(args.options, &args.file)?, args.to).await?;
+    for line in done {
+        println!("{line}");
+    }
+    println!("done; start the relay with --capture {}", args.to.name());
+    Ok(exit::DONE)
+}
+
+async fn recover(args: RecoverArgs) -> Result<u8, Fault> {
+    let found = moves::recover(&settled(args.options, &args.file)?, args.apply).await?;
+    let (events, transactions) = found.rows;
+    println!("the relay stood at {}", found.stood_at);
+    println!(
+        "the table holds {events} events of {transactions} transactions that were not published"
+    );
+    println!(
+        "events of outbox.emit and rows that were deleted since then can't be found, nor counted: their WAL is gone"
+    );
+    for line in &found.done {
+        println!("{line}");
+    }
+    match args.apply {
+        true => println!("done; start the relay with --capture wal"),
+        false => println!("nothing was changed; add --apply to do it"),
     }
     Ok(exit::DONE)
 }

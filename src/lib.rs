@@ -5,6 +5,7 @@
 
 pub mod cli;
 pub mod config;
+pub mod moves;
 pub mod supervisor;
 
 pub mod relay;

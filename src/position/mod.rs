@@ -225,7 +225,9 @@ pub enum Mismatch {
     )]
     Table(String, String),
     /// The other capture.
-    #[error("it was made by capture {0}, this relay runs capture {1}")]
+    #[error(
+        "it was made by capture {0}, this relay runs capture {1}; go on with --capture {0}, or run `outbox-relay move --to {1}`"
+    )]
     Capture(String, String),
     /// The server lost transactions that were published.
     #[error(
@@ -362,6 +364,31 @@ impl Position {
             || beyond.is_some_and(|beyond| beyond.contains(xid))
     }
 
+    /// The same place as the table capture holds it: a snapshot that sees exactly what was handed out. `None` if that is not
+    /// known, or would be too long.
+    #[must_use]
+    pub fn as_table(&self) -> Option<Self> {
+        /// About 1 MB of text, which a Kafka record holds at most by default, is 80 000 of them.
+        const IN_PROGRESS_MAX: usize = 50_000;
+        let Some(streamed) = &self.streamed else {
+            return Some(self.clone());
+        };
+        let beyond = streamed.beyond.as_ref()?;
+        let xmax = beyond.last().map_or(0, |xid| xid + 1).max(self.seen.xmax);
+        let unseen = self.seen.in_progress.iter().copied();
+        let in_progress: Vec<Xid> = unseen
+            .chain(self.seen.xmax..xmax)
+            .filter(|xid| !beyond.contains(*xid))
+            .take(IN_PROGRESS_MAX + 1)
+            .collect();
+        let origin = Origin {
+            capture: "table".to_owned(),
+            ..self.origin.clone()
+        };
+        (in_progress.len() <= IN_PROGRESS_MAX)
+            .then(|| Self::at(origin, Snapshot { xmax, in_progress }))
+    }
+
     /// Whether `self` claims no more than `other`: positions of one relay only ever grow.
     #[must_use]
     pub fn precedes(&self, other: &Self) -> bool {
@@ -492,6 +519,20 @@ mod tests {
             let highest = Some(pick).filter(|xid| now.sees(*xid));
             let (a, b) = (Position::at(origin(), before.clone()), Position::at(origin(), now.trimmed(&before, highest)));
             prop_assert!(a.precedes(&b), "{before} then {}", b.seen);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_place_in_the_wal_is_a_snapshot_too(
+            seen in snapshots(), beyond in proptest::collection::btree_set(1u64..240, 0..20), xid in 1u64..260,
+        ) {
+            let beyond: Xids = beyond.into_iter().filter(|xid| !seen.sees(*xid)).collect();
+            let streamed = Position::at_lsn(origin(), 9.into(), seen, Some(beyond));
+            let table = streamed.as_table().unwrap();
+            prop_assert_eq!(table.seen.sees(xid), streamed.covers(xid, 0));
+            prop_assert!(streamed.precedes(&table));
+            prop_assert_eq!(table.seen.to_string().parse::<Snapshot>().unwrap(), table.seen);
         }
     }
 

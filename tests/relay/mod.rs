@@ -25,6 +25,8 @@ mod commands;
 mod crash_points;
 mod failover;
 mod faults;
+#[cfg(debug_assertions)]
+mod moves;
 mod network;
 mod prepared;
 mod privileges;

@@ -96,6 +96,25 @@ pub async fn make_slot(
     create(database, &client, slot, waiting).await.map(Some)
 }
 
+/// The statement for the outbox table.
+#[must_use]
+pub fn filled(settings: &CaptureSettings, sql: &str) -> String {
+    names(&settings.table, &settings.columns, sql)
+}
+
+/// Where the slot stands: all that commits beyond is streamed.
+///
+/// # Errors
+/// [`Fault::Refused`] if there is none.
+pub async fn stands_at(client: &Client, slot: &str) -> Result<Lsn, Fault> {
+    let stands_at = include_str!("../../../sql/move/stands_at.sql");
+    let rows = client
+        .query_typed(stands_at, &[(&slot, Type::TEXT)])
+        .await?;
+    let place = rows.first().map(|row| lsn(row.try_get(0)?)).transpose()?;
+    place.ok_or_else(|| Fault::Refused(format!("there is no replication slot {slot}")))
+}
+
 /// Drops the slot if it is there. One that is in use is not dropped.
 ///
 /// # Errors
@@ -131,7 +150,10 @@ async fn create(
         loop {
             tokio::select! {
                 created = &mut create => break created?,
-                _ = tell.tick() => waiting(&blockers(client).await?),
+                _ = tell.tick() => waiting(&format!(
+                    "making the replication slot waits for open transactions: {}",
+                    blockers(client).await?
+                )),
             }
         }
     };
@@ -162,14 +184,34 @@ async fn exported(database: &Database, created: &TextRow) -> Result<Made, Fault>
     let row = client
         .query_typed_one(include_str!("../../../sql/table/snapshot.sql"), &[])
         .await?;
-    let seen: &str = row.try_get(0)?;
     Ok(Made {
         consistent: lsn(&consistent)?,
-        seen: (seen.parse()).map_err(|_| Fault::Defect(format!("{seen:?} is no snapshot")))?,
+        seen: exported_snapshot(row.try_get(0)?)?,
     })
 }
 
-async fn blockers(client: &Client) -> Result<String, Fault> {
+/// The snapshot of a new slot may end before it begins, such as `50:46:` (measured): nothing was open, and nothing at or above
+/// the first number had begun (`SnapBuildInitialSnapshot`, `XidInMVCCSnapshot`).
+fn exported_snapshot(text: &str) -> Result<Snapshot, Fault> {
+    let defect = || Fault::Defect(format!("{text:?} is no snapshot"));
+    let (xmin, rest) = text.split_once(':').ok_or_else(defect)?;
+    let (xmax, _) = rest.split_once(':').ok_or_else(defect)?;
+    let begins_after_its_end = match (xmin.parse::<u64>(), xmax.parse::<u64>()) {
+        (Ok(xmin), Ok(xmax)) => xmin > xmax,
+        _ => return Err(defect()),
+    };
+    let text = match begins_after_its_end {
+        true => format!("{xmin}:{xmin}:"),
+        false => text.to_owned(),
+    };
+    text.parse().map_err(|_| defect())
+}
+
+/// Whom the slot, or a move, waits for.
+///
+/// # Errors
+/// Those of the server.
+pub async fn blockers(client: &Client) -> Result<String, Fault> {
     let open = include_str!("../../../sql/wal/blockers.sql");
     let rows = client.query_typed(open, &[]).await?;
     let names: Vec<String> = rows
@@ -177,11 +219,8 @@ async fn blockers(client: &Client) -> Result<String, Fault> {
         .map(|row| row.try_get(0))
         .collect::<Result<_, _>>()?;
     Ok(match names.is_empty() {
-        true => "making the replication slot".to_owned(),
-        false => format!(
-            "making the replication slot waits for open transactions: {}",
-            names.join(", ")
-        ),
+        true => "none is known".to_owned(),
+        false => names.join(", "),
     })
 }
 
@@ -205,4 +244,17 @@ async fn primary(database: &Database) -> Result<Wire, Fault> {
         }
     }
     Err(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_that_ends_before_it_begins_has_seen_all_below() {
+        let read = |text: &str| exported_snapshot(text).unwrap().to_string();
+        assert_eq!(read("6850:6846:"), "6850:6850:");
+        assert_eq!(read("6850:6855:6850,6852"), "6850:6855:6850,6852");
+        assert!(exported_snapshot("6850").is_err() && exported_snapshot("a:b:").is_err());
+    }
 }

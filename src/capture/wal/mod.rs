@@ -153,6 +153,19 @@ impl<S: Shell> WalCapture<S> {
         })
     }
 
+    /// The same position as it goes on here, on a server that was promoted meanwhile perhaps.
+    ///
+    /// # Errors
+    /// [`Fault::Position`] if it does not.
+    pub async fn carried_over(&mut self, position: &Position) -> Result<Position, Fault> {
+        let (here, _) = self.connect().await?;
+        self.accept(position, &here).await?;
+        Ok(Position {
+            origin: here.origin,
+            ..position.clone()
+        })
+    }
+
     /// Whether `after` goes on here; `true` if it comes from an earlier timeline.
     ///
     /// A standby that was promoted has the WAL of the old timeline up to the place where that was left. If the position lies
@@ -329,7 +342,9 @@ impl Session {
                 Err(_) => continue,
             };
             match item {
-                Item::Transaction(committed) if committed.end <= stood_at => {}
+                Item::Transaction(committed) if self.is_old(&committed) => {
+                    self.reached = self.reached.max(committed.end);
+                }
                 Item::Transaction(committed) => return Ok(Some(First::Transaction(committed))),
                 Item::Reached(lsn) => {
                     let was_behind = !self.caught_up();
@@ -359,6 +374,7 @@ impl Session {
                     self.reached = self.reached.max(lsn);
                     continue;
                 }
+                Item::Transaction(committed) if self.is_old(&committed) => continue,
                 Item::Transaction(committed) => committed,
             };
             events += committed.events;
@@ -406,6 +422,13 @@ impl Session {
             after,
             self.caught_up(),
         ))
+    }
+
+    /// The slot of a server that crashed goes back; and after a move the stream begins with what the table brought already.
+    fn is_old(&self, committed: &Committed) -> bool {
+        let done = |streamed: &Streamed| committed.end <= streamed.lsn;
+        self.stands_at.streamed.as_ref().is_some_and(done)
+            || self.stands_at.seen.sees(committed.xid)
     }
 
     /// Whether all that was committed before the connection was handed out.

@@ -1,0 +1,1 @@
+delete from outbox.slots where slot = $1
