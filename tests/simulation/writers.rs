@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use crate::postgres::Postgres;
 use crate::postgres::session::Session;
+use crate::scenario::KEYS_OF_A_TRANSACTION;
 use crate::world::World;
 
 /// One client's life.
@@ -40,14 +41,14 @@ async fn transaction(world: &World) -> Result<(), Fault> {
     }
     let mut keys: Vec<u64> = (0..scenario.keys).collect();
     world.shuffle(&mut keys);
-    keys.truncate(world.number(1..=3) as usize);
+    keys.truncate(world.number(1..=KEYS_OF_A_TRANSACTION) as usize);
     // In one order, so that nobody waits in a circle.
     keys.sort_unstable();
     for key in keys {
         let version = backend.lock(key).await?;
         backend.pause().await;
         let events = if world.chance(0.1) {
-            world.number(5..=30)
+            world.number(5..=scenario.events_of_a_key)
         } else {
             world.number(1..=3)
         };
