@@ -62,6 +62,8 @@ pub struct Scenario {
     pub record_bytes: u64,
     /// The walsender sends transactions without rows of ours too.
     pub sends_empty: bool,
+    /// A commit waits so long for a synchronous standby, at most: it is flushed, but not visible.
+    pub standby_ms: u64,
 }
 
 impl Scenario {
@@ -86,6 +88,7 @@ impl Scenario {
             // Small ones are a busy outbox, large ones the WAL of neighbours.
             record_bytes: [1, 60, 1 << 20, 3 << 20][random.usize(..4)],
             sends_empty: random.bool(),
+            standby_ms: [0, 20, 300][random.usize(..3)],
             ..self
         }
     }
@@ -127,6 +130,7 @@ impl Scenario {
             events_of_a_key: EVENTS_OF_A_KEY,
             record_bytes: 1,
             sends_empty: false,
+            standby_ms: 0,
             promotion: (random.u64(0..10) == 0).then(|| random.u64(0..=30)),
         }
     }

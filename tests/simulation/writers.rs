@@ -165,9 +165,16 @@ impl Backend {
 
 async fn finish(world: World, life: u64, xid: Xid, end: usize, rows: Vec<i64>) {
     world.pass(0..=3).await;
+    let running = |server: &Postgres| server.up && server.life == life;
+    if running(&world.postgres()) {
+        world.postgres().flush(end);
+    }
+    let standby = world.scenario().standby_ms;
+    if standby > 0 {
+        world.pass(0..=standby).await;
+    }
     let mut server = world.postgres();
-    if server.up && server.life == life {
-        server.flush(end);
+    if running(&server) {
         server.finish_commit(xid, &rows);
     }
 }

@@ -63,16 +63,17 @@ impl Shell for WalShell {
     async fn connect(&mut self) -> Result<Here, Fault> {
         self.session = None;
         self.session = Some(Session::connect(&self.world).await?);
-        let found = |server: &mut Postgres| (origin(server, Kind::Wal), server.snapshot().xmax());
-        let (origin, next_xid) = self.ask(found).await?;
+        let origin = self.ask(|server| origin(server, Kind::Wal)).await?;
         let written = |server: &mut Postgres| server.lsn(server.written());
         let committed = self.ask(written).await?;
         self.ask(Postgres::nudge).await?;
+        let found = |server: &mut Postgres| (slot(server), server.snapshot().xmax());
+        let (slot, next_xid) = self.ask(found).await?;
         Ok(Here {
             origin,
             next_xid,
             committed,
-            slot: Some(self.ask(slot).await?),
+            slot: Some(slot),
             warnings: Vec::new(),
             published: true,
         })
