@@ -278,6 +278,7 @@ impl Fleet {
                 ..table.connect().await?
             },
             next_xid: table.snapshot().await?.xmax(),
+            left: self.world.postgres().timelines_left(),
         };
         let names = Names {
             from: NAME,

@@ -374,6 +374,8 @@ impl Postgres {
         let spoken_of = self.spoken_of.min(self.flushed);
         self.wal.truncate(received.max(spoken_of).max(1));
         self.flushed = self.wal.len();
+        // A standby's copy of the slot is not ahead of its log.
+        self.slot.restore(self.wal.len());
         self.wal.push(Record::Timeline(self.timeline + 1));
         self.flush(self.wal.len());
         self.recover();

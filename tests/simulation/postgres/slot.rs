@@ -104,6 +104,16 @@ impl Postgres {
         Some(Decoded { xid, rows, end })
     }
 
+    /// The timelines before the present one, each with the place where it was left.
+    pub fn timelines_left(&self) -> Vec<(u32, Lsn)> {
+        let records = self.wal.iter().enumerate();
+        let left = records.filter_map(|(at, record)| match record {
+            Record::Timeline(next) => Some((next - 1, self.lsn(at))),
+            _ => None,
+        });
+        left.collect()
+    }
+
     /// Transactions with rows, each with the end of its commit record, in the order of these.
     pub fn commits(&self) -> impl Iterator<Item = (Xid, &[i64], Lsn)> {
         let records = self.wal.iter().enumerate();
