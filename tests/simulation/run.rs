@@ -29,7 +29,7 @@ use crate::lease::SimulatedLease;
 use crate::mutations::{MutatedProducer, MutatedProof, Mutation};
 use crate::postgres::shell::{NAME, PostgresShell};
 use crate::process::Process;
-use crate::scenario::Scenario;
+use crate::scenario::{Kind, Scenario};
 use crate::world::World;
 use crate::writers;
 
@@ -78,6 +78,10 @@ fn run_unguarded(seed: u64, mutation: Mutation, traced: bool) -> Outcome {
 async fn live(scenario: Scenario, mutation: Mutation, traced: bool) -> Outcome {
     let world = World::new(scenario, traced);
     world.tell(|| format!("{:?}", world.scenario()));
+    world.count(match world.scenario().capture {
+        Kind::Table => "seed of capture table",
+        Kind::Wal => "seed of capture wal",
+    });
     world.spawn(writers::write_wal(world.clone()));
     world.spawn(writers::resolve_prepared(world.clone()));
     world.spawn(network::time_out_transactions(world.clone()));

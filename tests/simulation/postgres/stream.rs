@@ -68,6 +68,9 @@ impl SimulatedStream {
         }
         // What is on its way may still arrive when the connection is gone.
         let lost = !self.session.is_open() && self.world.chance(0.3);
+        if lost {
+            self.world.count("WAL: a stream breaks in what it sent");
+        }
         let sent = self.on_its_way.pop_front().filter(|_| !lost);
         sent.ok_or_else(|| away("the stream broke"))
     }

@@ -122,6 +122,7 @@ impl Shell for WalShell {
             return Err(away("the replication connection reached another server"));
         }
         if taken {
+            self.world.count("WAL: the slot is taken over");
             // A walsender that had the slot before is told to end.
             self.world.pass(50..=350).await;
         }
@@ -131,6 +132,7 @@ impl Shell for WalShell {
         };
         let (number, after) = session.ask(start).await?;
         let (world, process) = (&self.world, &self.process);
+        world.count("WAL: a stream begins");
         world.tell(|| format!("{} streams from {from}", process.name()));
         Ok(SimulatedStream::new(
             world, process, session, number, after, from,
