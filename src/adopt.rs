@@ -7,7 +7,7 @@
 use crate::capture::Capture;
 use crate::event::Batch;
 use crate::fault::Fault;
-use crate::position::{Origin, Position, Xid};
+use crate::position::{Lsn, Origin, Position, Streamed, Xid};
 use crate::sink::Sink;
 
 /// The name whose position is taken over, and the name that goes on from it; often the same.
@@ -34,6 +34,8 @@ pub struct Here {
     pub origin: Origin,
     /// Transaction ids below it have been given out.
     pub next_xid: Xid,
+    /// For capture wal: the timelines that the server has left, each with the place in the WAL.
+    pub left: Vec<(u32, Lsn)>,
 }
 
 /// What adopting would do.
@@ -47,33 +49,53 @@ pub struct Plan {
     pub changes: Vec<String>,
 }
 
+impl Here {
+    /// The same place in the WAL of this server. A position may stand, without events, beyond what a standby had got; there
+    /// this server wrote something else, which is still to be published.
+    fn goes_on(&self, streamed: &Streamed, theirs: &Origin) -> Result<Streamed, Fault> {
+        let here = &self.origin;
+        if theirs.system_id != here.system_id || theirs.timeline == here.timeline {
+            return Ok(streamed.clone());
+        }
+        let mut left = self.left.iter();
+        let known = left.find(|(timeline, _)| *timeline == theirs.timeline);
+        let (_, left_at) = known.ok_or_else(|| {
+            Fault::Refused(format!(
+                "the position was made on timeline {}, which did not lead to this server's timeline {}; run `outbox-relay \
+                 recover`, which goes on from the rows that the table still holds",
+                theirs.timeline, here.timeline
+            ))
+        })?;
+        Ok(Streamed {
+            lsn: streamed.lsn.min(*left_at),
+            ..streamed.clone()
+        })
+    }
+}
+
 /// Decides, from the stored position, where it stands here. Pure.
 ///
 /// # Errors
 /// [`Fault::Position`] if transaction ids do not go on, [`Fault::Refused`] if there is none, or it is one of another
-/// table or capture.
-pub fn plan(
-    stored: Option<Position>,
-    names: Names<'_>,
-    Here {
-        origin: here,
-        next_xid,
-    }: &Here,
-) -> Result<Plan, Fault> {
+/// table or capture, or of a timeline that did not lead here.
+pub fn plan(stored: Option<Position>, names: Names<'_>, there: &Here) -> Result<Plan, Fault> {
     let stored = stored.ok_or_else(|| {
         Fault::Refused(format!(
             "relay {} has no position in this Kafka; there is nothing to adopt",
             names.from
         ))
     })?;
-    let theirs = &stored.origin;
+    let (theirs, here) = (&stored.origin, &there.origin);
     if theirs.table != here.table || theirs.capture != here.capture {
         return Err(Fault::Refused(format!(
             "the position belongs to table {} by capture {}; adopt changes the server, not the table ({}, {})",
             theirs.table, theirs.capture, here.table, here.capture
         )));
     }
-    here.reaches(&stored, *next_xid)?;
+    here.reaches(&stored, there.next_xid)?;
+    let streamed = (stored.streamed.as_ref())
+        .map(|streamed| there.goes_on(streamed, theirs))
+        .transpose()?;
     let mut changes = Vec::new();
     let mut note = |what: &str, from: &dyn std::fmt::Display, to: &dyn std::fmt::Display| {
         changes.push(format!("{what}: {from} becomes {to}"));
@@ -87,11 +109,17 @@ pub fn plan(
     if theirs.database_oid != here.database_oid {
         note("database oid", &theirs.database_oid, &here.database_oid);
     }
+    if let (Some(from), Some(to)) = (&stored.streamed, &streamed)
+        && from.lsn != to.lsn
+    {
+        note("place in the WAL", &from.lsn, &to.lsn);
+    }
     if names.differ() {
         note("name", &names.from, &names.to);
     }
     let to = Position {
         origin: here.clone(),
+        streamed,
         ..stored.clone()
     };
     Ok(Plan {
@@ -151,7 +179,11 @@ mod tests {
     fn here(change: fn(&mut Origin), next_xid: Xid) -> Here {
         let mut origin = stored().origin;
         change(&mut origin);
-        Here { origin, next_xid }
+        Here {
+            origin,
+            next_xid,
+            left: Vec::new(),
+        }
     }
 
     #[test]
@@ -167,6 +199,29 @@ mod tests {
                 "database oid: 5 becomes 6"
             ]
         );
+    }
+
+    #[test]
+    fn a_place_in_the_wal_that_the_standby_had_not_reached_goes_back_to_where_it_took_over() {
+        let mut wal = stored();
+        wal.origin.capture = "wal".into();
+        let at = |lsn: u64| {
+            let beyond = Some([125].into_iter().collect());
+            Position::at_lsn(wal.origin.clone(), lsn.into(), wal.seen.clone(), beyond)
+        };
+        let mut here = here(|o| (o.timeline, o.capture) = (3, "wal".into()), 130);
+        here.left = vec![(1, 500.into()), (2, 700.into())];
+        let place = |lsn: u64| {
+            let plan = plan(Some(at(lsn)), SAME, &here).unwrap();
+            let streamed = plan.to.streamed.unwrap();
+            assert_eq!(streamed.beyond, at(lsn).streamed.unwrap().beyond);
+            (u64::from(streamed.lsn), plan.changes.len())
+        };
+        assert_eq!(place(400), (400, 1));
+        assert_eq!(place(600), (500, 2));
+        here.left = vec![(2, 700.into())];
+        let another = plan(Some(at(400)), SAME, &here).unwrap_err().to_string();
+        assert!(another.contains("did not lead"), "{another}");
     }
 
     #[test]

@@ -147,16 +147,21 @@ impl<C: Capture, S: Sink, L: Lease> Relay<C, S, L> {
         }
         let genesis = match self.capture.genesis(self.settings.start).await {
             Ok(genesis) => genesis,
-            Err(fault) => {
-                // One that stood still since it opened must not take its successor's registration for a lost position.
-                self.lease.prove().await?;
-                return Err(fault);
-            }
+            Err(fault) => return Err(self.own(fault).await),
         };
         info!("first start of this relay: beginning at {genesis}");
         self.sink.publish(Batch::genesis(genesis.clone())).await?;
         crash_point("relay.genesis");
         Ok(genesis)
+    }
+
+    /// One that stood still since it opened must not take what its successor did for a reason to stop: a registration for a
+    /// lost position, a slot that has moved on for one that was made anew.
+    async fn own(&self, fault: Fault) -> Fault {
+        match fault.verdict() {
+            Verdict::Stop(_) => self.lease.prove().await.err().unwrap_or(fault),
+            _ => fault,
+        }
     }
 
     async fn relay_from(&mut self, mut position: Position) -> Result<(), Fault> {
@@ -167,7 +172,10 @@ impl<C: Capture, S: Sink, L: Lease> Relay<C, S, L> {
         while !self.stop.is_cancelled() {
             let batch = match read_ahead.take() {
                 Some(batch) => Some(batch),
-                None => next_or_stop(&mut self.capture, &position, &self.stop).await?,
+                None => match next_or_stop(&mut self.capture, &position, &self.stop).await {
+                    Ok(batch) => batch,
+                    Err(fault) => return Err(self.own(fault).await),
+                },
             };
             // A position without events is there to be acknowledged.
             let idle = batch.as_ref().is_none_or(|batch| batch.events == 0);

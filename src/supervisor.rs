@@ -9,7 +9,7 @@ use tracing::info;
 
 use crate::adopt::{self, Here, Names, Plan};
 use crate::capture::table::{TableCapture, origin};
-use crate::capture::wal::{WalCapture, make};
+use crate::capture::wal::{WalCapture, make, timeline};
 use crate::capture::{Capture, CaptureSettings};
 use crate::config::{CaptureKind, Settings, SinkKind};
 use crate::database::Database;
@@ -176,7 +176,15 @@ pub async fn adopt(settings: &Settings, from: &str, apply: bool) -> Result<Plan,
     let client = settings.database.connect().await?;
     let (origin, next_xid) =
         origin(&client, &settings.outbox.table, settings.capture.name()).await?;
-    let here = Here { origin, next_xid };
+    let left = match settings.capture {
+        CaptureKind::Table => Vec::new(),
+        CaptureKind::Wal => timeline::left(&settings.database, origin.timeline).await?,
+    };
+    let here = Here {
+        origin,
+        next_xid,
+        left,
+    };
     match apply {
         true => take_over(settings, names, [old, new], &client, &here).await,
         false => look(settings, names, &here).await,

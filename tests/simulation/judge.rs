@@ -1,12 +1,18 @@
 //! What a run must have kept: I1 to I5 by the production checker, the rest here.
 
+use std::collections::HashMap;
+
 use outbox_relay::ledger::{
     CommittedEvent, Ledger, PositionRecord as Claimed, PublishedRange, Report, SeenRecord,
 };
+use outbox_relay::position::{Lsn, Xid};
 use outbox_relay::sink::kafka::record::PositionRecord;
+use uuid::Uuid;
 
 use crate::kafka::{Content, Kafka};
+use crate::postgres::Postgres;
 use crate::postgres::shell::topic_of;
+use crate::scenario::Kind;
 use crate::world::World;
 
 /// A broken invariant.
@@ -47,6 +53,13 @@ pub fn judge(world: &World, complete: bool) -> (Report, Vec<Violation>) {
     }
     violations.extend(positions_grow(&kafka));
     violations.extend(one_writer(&kafka));
+    if world.scenario().capture == Kind::Wal {
+        let server = world.postgres();
+        violations.extend(in_commit_order(&server, &kafka));
+        violations.extend(positions_say_what_is_published(&server, &kafka));
+        let ahead = server.slot.ahead.clone();
+        violations.extend(ahead.map(|what| Violation::new("I7", what)));
+    }
     (report, violations)
 }
 
@@ -128,6 +141,51 @@ fn positions_grow(kafka: &Kafka) -> Option<Violation> {
     })?;
     let what = format!("{:?} after {:?}", back[1].1.position, back[0].1.position);
     Some(Violation::new("I7", what))
+}
+
+/// I3 of the WAL capture: a partition shows transactions in the order of their commits, whether or not they share a key.
+fn in_commit_order(server: &Postgres, kafka: &Kafka) -> Option<Violation> {
+    let seq_of: HashMap<Uuid, i64> = server.present_rows().map(|row| (row.id, row.seq)).collect();
+    let mut end_of = HashMap::new();
+    for (_, rows, end) in server.commits() {
+        end_of.extend(rows.iter().map(|seq| (*seq, end)));
+    }
+    let visible = kafka.visible();
+    // What a promotion lost has no place.
+    let placed = visible.iter().filter_map(|visible| {
+        let Content::Event { id, .. } = &visible.written.content else {
+            return None;
+        };
+        Some((visible.partition, *end_of.get(seq_of.get(id)?)?))
+    });
+    let placed: Vec<_> = placed.collect();
+    let back = placed
+        .windows(2)
+        .find(|pair| pair[0].0 == pair[1].0 && pair[0].1 > pair[1].1)?;
+    let what = format!("a commit at {} comes after one at {}", back[1].1, back[0].1);
+    Some(Violation::new("I3", what))
+}
+
+/// I7 of the WAL capture: beside its place a position names exactly the transactions that had committed by then, so that
+/// the table can be read on from there.
+fn positions_say_what_is_published(server: &Postgres, kafka: &Kafka) -> Option<Violation> {
+    let commits: Vec<_> = server.commits().collect();
+    let positions = kafka.positions();
+    let names = positions.iter().filter_map(|(_, record)| {
+        let position = &record.position;
+        let streamed = position.streamed.as_ref()?;
+        let is_whole = streamed.beyond.is_some() && position.origin.timeline == server.timeline;
+        is_whole.then_some((position, streamed.lsn))
+    });
+    for (position, lsn) in names {
+        let wrong =
+            |(xid, _, end): &&(Xid, &[i64], Lsn)| position.covers(*xid, i64::MAX) != (*end <= lsn);
+        if let Some((xid, _, end)) = commits.iter().find(wrong) {
+            let what = format!("{xid} committed at {end}, and the position is {position:?}");
+            return Some(Violation::new("I7", what));
+        }
+    }
+    None
 }
 
 /// I8: the terms of the lease in which records were written only grow.

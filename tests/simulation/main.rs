@@ -11,6 +11,7 @@
     reason = "a test on one thread; the numbers are small, and locks of the world end before anybody waits"
 )]
 
+mod capture;
 mod faults;
 mod judge;
 mod kafka;

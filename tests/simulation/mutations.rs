@@ -7,16 +7,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use outbox_relay::capture::registry::Registration;
 use outbox_relay::capture::table::Planned;
 use outbox_relay::capture::table::shell::{Opened, Shell as TableShell};
+use outbox_relay::capture::wal::shell as wal;
+use outbox_relay::capture::wal::shell::Sent;
 use outbox_relay::event::{Event, Slice};
 use outbox_relay::fault::Fault;
-use outbox_relay::position::{Origin, Position, Snapshot, Xid};
+use outbox_relay::position::{Lsn, Origin, Position, Snapshot, Xid};
 use outbox_relay::sink::kafka::Proof;
 use outbox_relay::sink::kafka::machine::{Committed, Signal};
 use outbox_relay::sink::kafka::producer::Shell as ProducerShell;
 use outbox_relay::sink::kafka::record::{Partitions, PositionRecord};
 
 use crate::kafka::producer::Producer;
+use crate::postgres::pgoutput::{commit, end_of};
 use crate::postgres::shell::drained;
+use crate::postgres::stream::SimulatedStream;
+use crate::postgres::wal::WalShell;
 
 /// A defence that is switched off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,10 +50,16 @@ pub enum Mutation {
     NoFlushWait,
     /// A window's transactions come by transaction id.
     OrderByXid,
+    /// The slot is told what was sent, before it is published.
+    AcknowledgeEarly,
+    /// What the slot sends again is not recognized by its place.
+    NoSkip,
+    /// Commits are streamed before they are flushed.
+    UnflushedStream,
 }
 
 impl Mutation {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 13] = [
         Self::NoRecycling,
         Self::AbortAndGoOn,
         Self::PositionOutside,
@@ -59,6 +70,9 @@ impl Mutation {
         Self::NoTrimming,
         Self::NoFlushWait,
         Self::OrderByXid,
+        Self::AcknowledgeEarly,
+        Self::NoSkip,
+        Self::UnflushedStream,
     ];
 }
 
@@ -167,6 +181,101 @@ impl<S: TableShell> TableShell for MutatedTable<S> {
 
     async fn acknowledge(&mut self, position: &Position) -> Result<(), Fault> {
         self.inner.acknowledge(position).await
+    }
+}
+
+/// A WAL shell that lies.
+pub struct MutatedWal {
+    inner: WalShell,
+    mutation: Mutation,
+}
+
+impl MutatedWal {
+    pub fn new(inner: WalShell, mutation: Mutation) -> Self {
+        Self { inner, mutation }
+    }
+}
+
+impl wal::Shell for MutatedWal {
+    type Stream = MutatedStream;
+
+    fn is_connected(&self) -> bool {
+        self.inner.is_connected()
+    }
+
+    async fn connect(&mut self) -> Result<wal::Here, Fault> {
+        self.inner.connect().await
+    }
+
+    fn disconnect(&mut self) {
+        self.inner.disconnect();
+    }
+
+    async fn registrations(&mut self) -> Result<Vec<Registration>, Fault> {
+        self.inner.registrations().await
+    }
+
+    async fn present(&mut self) -> Result<wal::Present, Fault> {
+        self.inner.present().await
+    }
+
+    async fn let_go(&mut self) -> Result<(), Fault> {
+        self.inner.let_go().await
+    }
+
+    async fn slot_made(&mut self) -> Result<Option<wal::SlotMade>, Fault> {
+        self.inner.slot_made().await
+    }
+
+    async fn stream(&mut self, origin: &Origin, from: Lsn) -> Result<MutatedStream, Fault> {
+        // The server itself skips up to where it is told to begin, or to where the slot stands.
+        let begin = match self.mutation {
+            Mutation::NoSkip => Lsn::from(0),
+            _ => from,
+        };
+        let mut inner = self.inner.stream(origin, begin).await?;
+        inner.unflushed = self.mutation == Mutation::UnflushedStream;
+        let mutation = self.mutation;
+        Ok(MutatedStream {
+            inner,
+            mutation,
+            from,
+        })
+    }
+
+    async fn acknowledge(&mut self, position: &Position) -> Result<(), Fault> {
+        self.inner.acknowledge(position).await
+    }
+}
+
+/// Its stream.
+pub struct MutatedStream {
+    inner: SimulatedStream,
+    mutation: Mutation,
+    from: Lsn,
+}
+
+impl wal::Stream for MutatedStream {
+    async fn next(&mut self) -> Result<Sent, Fault> {
+        let sent = self.inner.next().await?;
+        let Sent::Message(message) = &sent else {
+            return Ok(sent);
+        };
+        match (self.mutation, end_of(message)) {
+            (Mutation::AcknowledgeEarly, Some(end)) => {
+                self.inner.feedback().send_replace(end);
+                Ok(sent)
+            }
+            (Mutation::NoSkip, Some(end)) if end <= self.from => {
+                let beyond = u64::from(self.from) + 1;
+                Ok(Sent::Message(commit(beyond.into())))
+            }
+            _ => Ok(sent),
+        }
+    }
+
+    fn feedback(&self) -> wal::Feedback {
+        self.inner.feedback()
     }
 }
 

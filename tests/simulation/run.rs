@@ -8,13 +8,11 @@ use std::time::Duration;
 
 use outbox_relay::adopt::{self, Here, Names};
 use outbox_relay::capture::Start;
-use outbox_relay::capture::table::TableCapture;
 use outbox_relay::capture::table::shell::Shell as _;
-use outbox_relay::capture::{BatchLimits, CaptureSettings, Columns};
 use outbox_relay::fault::Fault;
 use outbox_relay::lease::Lease as _;
 use outbox_relay::ledger::Report;
-use outbox_relay::position::Mismatch;
+use outbox_relay::position::{Mismatch, Origin};
 use outbox_relay::relay::{Published, Relay, RelaySettings};
 use outbox_relay::sink::Sink as _;
 use outbox_relay::sink::kafka::KafkaSink;
@@ -23,14 +21,15 @@ use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::capture::AnyCapture;
 use crate::faults;
 use crate::judge::{Violation, judge};
 use crate::kafka::{Content, network, producer::Producer};
 use crate::lease::SimulatedLease;
-use crate::mutations::{MutatedProducer, MutatedProof, MutatedTable, Mutation};
-use crate::postgres::shell::{NAME, PostgresShell, TABLE};
+use crate::mutations::{MutatedProducer, MutatedProof, Mutation};
+use crate::postgres::shell::{NAME, PostgresShell};
 use crate::process::Process;
-use crate::scenario::Scenario;
+use crate::scenario::{Kind, Scenario};
 use crate::world::World;
 use crate::writers;
 
@@ -79,6 +78,10 @@ fn run_unguarded(seed: u64, mutation: Mutation, traced: bool) -> Outcome {
 async fn live(scenario: Scenario, mutation: Mutation, traced: bool) -> Outcome {
     let world = World::new(scenario, traced);
     world.tell(|| format!("{:?}", world.scenario()));
+    world.count(match world.scenario().capture {
+        Kind::Table => "seed of capture table",
+        Kind::Wal => "seed of capture wal",
+    });
     world.spawn(writers::write_wal(world.clone()));
     world.spawn(writers::resolve_prepared(world.clone()));
     world.spawn(network::time_out_transactions(world.clone()));
@@ -159,7 +162,7 @@ fn missing(world: &World) -> usize {
 }
 
 type Parts = (
-    TableCapture<MutatedTable<PostgresShell>>,
+    AnyCapture,
     KafkaSink<MutatedProof<SimulatedLease>, MutatedProducer>,
     SimulatedLease,
 );
@@ -274,8 +277,12 @@ impl Fleet {
         }
         let mut table = PostgresShell::new(&self.world);
         let here = Here {
-            origin: table.connect().await?,
+            origin: Origin {
+                capture: self.world.scenario().capture.name().into(),
+                ..table.connect().await?
+            },
             next_xid: table.snapshot().await?.xmax(),
+            left: self.world.postgres().timelines_left(),
         };
         let names = Names {
             from: NAME,
@@ -298,24 +305,7 @@ impl Fleet {
     fn parts(&self, process: &Process) -> Parts {
         let (world, scenario) = (&self.world, self.world.scenario());
         let lease = SimulatedLease::new(world, process);
-        let settings = CaptureSettings {
-            name: NAME.into(),
-            instance: process.name().into(),
-            registers: true,
-            table: TABLE.into(),
-            columns: Columns::default(),
-            route: "topic-0".into(),
-            batch: BatchLimits {
-                events_max: scenario.events_max,
-                bytes_max: 1 << 20,
-            },
-            linger: scenario.linger,
-            poll_min: Duration::from_millis(5),
-            poll_max: Duration::from_millis(100),
-            slot: NAME.into(),
-        };
-        let table = MutatedTable::new(PostgresShell::new(world), self.mutation);
-        let capture = TableCapture::with_shell(settings, table);
+        let capture = AnyCapture::new(world, process, self.mutation);
         let machine = Machine::new(process.name().into(), scenario.socket_timeout_ms);
         let producer = MutatedProducer::new(Producer::new(world, process), self.mutation);
         let proof = MutatedProof::new(lease.clone(), &producer);

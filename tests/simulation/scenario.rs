@@ -2,6 +2,28 @@
 
 use std::time::Duration;
 
+/// Keys that a transaction touches, at most.
+pub const KEYS_OF_A_TRANSACTION: u64 = 3;
+/// Events of one key that a transaction has, at most.
+const EVENTS_OF_A_KEY: u64 = 30;
+
+/// Which capture runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Table,
+    Wal,
+}
+
+impl Kind {
+    /// As a position names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Table => "table",
+            Self::Wal => "wal",
+        }
+    }
+}
+
 /// Everything that is drawn once for a run.
 #[derive(Clone, Debug)]
 pub struct Scenario {
@@ -33,11 +55,45 @@ pub struct Scenario {
     pub incidents: u64,
     /// The standby is promoted; it lacks so many records of the log.
     pub promotion: Option<u64>,
+    pub capture: Kind,
+    /// Events of one key that a transaction has, at most.
+    pub events_of_a_key: u64,
+    /// Between two LSNs of the simulated WAL.
+    pub record_bytes: u64,
+    /// The walsender sends transactions without rows of ours too.
+    pub sends_empty: bool,
+    /// A commit waits so long for a synchronous standby, at most: it is flushed, but not visible.
+    pub standby_ms: u64,
 }
 
 impl Scenario {
-    /// The scenario of a seed.
+    /// The scenario of a seed. Half of them are of the table capture.
     pub fn of(seed: u64) -> Self {
+        let scenario = Self::of_the_table(seed);
+        let mut random = fastrand::Rng::with_seed(seed ^ 0x0a1);
+        match random.bool() {
+            true => scenario.of_the_wal(&mut random),
+            false => scenario,
+        }
+    }
+
+    /// What concerns the WAL capture alone, drawn from other numbers, so that the seeds of the table stay what they are.
+    fn of_the_wal(self, random: &mut fastrand::Rng) -> Self {
+        let events_of_a_key = random.u64(5..=EVENTS_OF_A_KEY);
+        Self {
+            capture: Kind::Wal,
+            events_of_a_key,
+            // No transaction is larger: a larger one goes to disk, by threads, which are not repeatable.
+            events_max: KEYS_OF_A_TRANSACTION * events_of_a_key + random.u64(0..=5),
+            // Small ones are a busy outbox, large ones the WAL of neighbours.
+            record_bytes: [1, 60, 1 << 20, 3 << 20][random.usize(..4)],
+            sends_empty: random.bool(),
+            standby_ms: [0, 20, 300][random.usize(..3)],
+            ..self
+        }
+    }
+
+    fn of_the_table(seed: u64) -> Self {
         let mut random = fastrand::Rng::with_seed(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let ms = |range: std::ops::RangeInclusive<u64>, random: &mut fastrand::Rng| {
             Duration::from_millis(random.u64(range))
@@ -70,6 +126,11 @@ impl Scenario {
             frame_faults,
             query_faults,
             incidents: random.u64(0..=6),
+            capture: Kind::Table,
+            events_of_a_key: EVENTS_OF_A_KEY,
+            record_bytes: 1,
+            sends_empty: false,
+            standby_ms: 0,
             promotion: (random.u64(0..10) == 0).then(|| random.u64(0..=30)),
         }
     }

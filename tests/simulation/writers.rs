@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use crate::postgres::Postgres;
 use crate::postgres::session::Session;
+use crate::scenario::KEYS_OF_A_TRANSACTION;
 use crate::world::World;
 
 /// One client's life.
@@ -40,14 +41,14 @@ async fn transaction(world: &World) -> Result<(), Fault> {
     }
     let mut keys: Vec<u64> = (0..scenario.keys).collect();
     world.shuffle(&mut keys);
-    keys.truncate(world.number(1..=3) as usize);
+    keys.truncate(world.number(1..=KEYS_OF_A_TRANSACTION) as usize);
     // In one order, so that nobody waits in a circle.
     keys.sort_unstable();
     for key in keys {
         let version = backend.lock(key).await?;
         backend.pause().await;
         let events = if world.chance(0.1) {
-            world.number(5..=30)
+            world.number(5..=scenario.events_of_a_key)
         } else {
             world.number(1..=3)
         };
@@ -164,9 +165,16 @@ impl Backend {
 
 async fn finish(world: World, life: u64, xid: Xid, end: usize, rows: Vec<i64>) {
     world.pass(0..=3).await;
+    let running = |server: &Postgres| server.up && server.life == life;
+    if running(&world.postgres()) {
+        world.postgres().flush(end);
+    }
+    let standby = world.scenario().standby_ms;
+    if standby > 0 {
+        world.pass(0..=standby).await;
+    }
     let mut server = world.postgres();
-    if server.up && server.life == life {
-        server.flush(end);
+    if running(&server) {
         server.finish_commit(xid, &rows);
     }
 }

@@ -224,7 +224,7 @@ pub async fn blockers(client: &Client) -> Result<String, Fault> {
     })
 }
 
-async fn primary(database: &Database) -> Result<Wire, Fault> {
+pub(super) async fn primary(database: &Database) -> Result<Wire, Fault> {
     let mut last = Fault::Defect("an address without a host".into());
     for host in 0..database.hosts() {
         let login = async {

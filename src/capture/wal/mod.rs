@@ -9,7 +9,8 @@
 //!
 //! Here are the decisions; `shell` is what they ask of a database, `postgres` the one of production over a `wire`; `pump`
 //! reads ahead, `assembly` makes transactions of messages, `pgoutput` decodes these, `layout` makes events of rows, `spill`
-//! holds a transaction that is too large for memory, `published` keeps the list, `slot` judges the slot, `make` makes it.
+//! holds a transaction that is too large for memory, `published` keeps the list, `slot` judges the slot, `make` makes it, `timeline` knows the
+//! timelines that the server has left.
 
 mod assembly;
 mod layout;
@@ -21,6 +22,7 @@ mod pump;
 pub mod shell;
 pub mod slot;
 mod spill;
+pub mod timeline;
 mod wire;
 
 use std::collections::BTreeSet;

@@ -119,7 +119,7 @@ impl Shell for PostgresShell {
         self.connection = None;
         let client = self.pool.get().await?;
         let settings = &self.settings;
-        let (origin, next_xid) = origin(&client, &settings.table, "wal").await?;
+        let (origin, _) = origin(&client, &settings.table, "wal").await?;
         let columns = include_str!("../../../sql/table/columns.sql");
         let found = client
             .query_typed(columns, &[(&settings.table, Type::TEXT)])
@@ -158,7 +158,7 @@ impl Shell for PostgresShell {
         });
         Ok(Here {
             origin,
-            next_xid,
+            next_xid: xid(row.try_get(11)?)?,
             committed,
             slot,
             warnings: warnings.unwrap_or_default(),

@@ -14,7 +14,7 @@ use crate::position::{Lsn, Origin, Position, Snapshot, Xid};
 pub struct Here {
     /// Server, database, table.
     pub origin: Origin,
-    /// The next transaction id that the server gives out.
+    /// The next transaction id that the server gives out, or one below it, but above all that were streamed.
     pub next_xid: Xid,
     /// A place in the WAL behind all that was committed before the connection.
     pub committed: Lsn,

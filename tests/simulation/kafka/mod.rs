@@ -10,6 +10,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use outbox_relay::position::Lsn;
 use outbox_relay::sink::kafka::record::PositionRecord;
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -313,6 +314,21 @@ impl Kafka {
             })
         })
         .collect()
+    }
+
+    /// The place in the WAL up to which events are stored: visible, or sure to become so.
+    pub fn stored_place(&self) -> Option<Lsn> {
+        let is_decided = self.state == State::Prepared { commit: true };
+        let log = &self.logs[POSITIONS];
+        let decided = match log.entries.last() {
+            Some(Entry::Record(written)) if is_decided => match &written.content {
+                Content::Position(record) => Some(&**record),
+                Content::Event { .. } => None,
+            },
+            _ => None,
+        };
+        let stored = decided.or_else(|| self.positions().pop().map(|(_, record)| record))?;
+        Some(stored.position.streamed.as_ref()?.lsn)
     }
 
     /// All visible position records, in order.

@@ -3,9 +3,13 @@
 //! The durable state is a fold of the WAL up to the place that was flushed; a crash cuts the WAL there and folds it again.
 //! So what a crash takes away, and what it gives out again, follows from the log, as in the real server.
 
+pub mod pgoutput;
 pub mod plan;
 pub mod session;
 pub mod shell;
+mod slot;
+pub mod stream;
+pub mod wal;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -15,6 +19,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use self::plan::RowSize;
+use self::slot::Slot;
 use crate::scenario::Scenario;
 
 /// Identity values that one WAL record makes durable ahead (`SEQ_LOG_VALS`).
@@ -81,6 +86,9 @@ pub struct Postgres {
     pub life: u64,
     pub timeline: u32,
     pub registered: bool,
+    pub slot: Slot,
+    /// Between two places of the log.
+    record_bytes: u64,
     wal: Vec<Record>,
     flushed: usize,
     next_xid: Xid,
@@ -101,12 +109,14 @@ pub struct Postgres {
 }
 
 impl Postgres {
-    pub fn new(_: &Scenario) -> Self {
+    pub fn new(scenario: &Scenario) -> Self {
         let mut server = Self {
             up: true,
             life: 1,
             timeline: 1,
             registered: false,
+            slot: Slot::made_at(wal::SLOT_MADE),
+            record_bytes: scenario.record_bytes,
             wal: vec![Record::Reached(700)],
             flushed: 1,
             next_xid: 0,
@@ -304,6 +314,10 @@ impl Postgres {
         self.wal.len()
     }
 
+    pub fn flushed(&self) -> usize {
+        self.flushed
+    }
+
     pub fn is_flushed(&self, written: usize) -> bool {
         self.flushed >= written
     }
@@ -327,6 +341,7 @@ impl Postgres {
     pub fn checkpoint(&mut self) {
         self.wal.push(Record::Reached(self.next_xid - 1));
         self.flush(self.wal.len());
+        self.slot.save();
     }
 
     pub fn register(&mut self) {
@@ -359,6 +374,8 @@ impl Postgres {
         let spoken_of = self.spoken_of.min(self.flushed);
         self.wal.truncate(received.max(spoken_of).max(1));
         self.flushed = self.wal.len();
+        // A standby's copy of the slot is not ahead of its log.
+        self.slot.restore(self.wal.len());
         self.wal.push(Record::Timeline(self.timeline + 1));
         self.flush(self.wal.len());
         self.recover();
@@ -367,6 +384,7 @@ impl Postgres {
     fn recover(&mut self) {
         self.life += 1;
         self.lock = None;
+        self.slot.restore(self.wal.len());
         self.running.clear();
         self.committed.clear();
         self.alive.clear();

@@ -14,6 +14,7 @@ use outbox_relay::position::{Origin, Position, Snapshot, Xid};
 use super::plan::{news, plan};
 use super::session::{Session, away};
 use super::{Postgres, Row};
+use crate::scenario::Kind;
 use crate::world::World;
 
 pub const TABLE: &str = "outbox.events";
@@ -69,7 +70,7 @@ impl Shell for PostgresShell {
     async fn connect(&mut self) -> Result<Origin, Fault> {
         (self.session, self.transaction, self.plan) = (None, None, None);
         let mut session = Session::connect(&self.world).await?;
-        let origin = session.ask(origin).await?;
+        let origin = session.ask(|server| origin(server, Kind::Table)).await?;
         self.session = Some(session);
         Ok(origin)
     }
@@ -79,12 +80,7 @@ impl Shell for PostgresShell {
     }
 
     async fn registrations(&mut self) -> Result<Vec<Registration>, Fault> {
-        let registered = self.session()?.ask(|server| server.registered).await?;
-        let registration = || Registration {
-            name: NAME.into(),
-            table: TABLE.into(),
-        };
-        Ok(registered.then(registration).into_iter().collect())
+        self.session()?.ask(registrations).await
     }
 
     async fn foreign(&mut self) -> Result<Option<Xid>, Fault> {
@@ -218,13 +214,21 @@ impl Shell for PostgresShell {
     }
 }
 
-fn origin(server: &mut Postgres) -> Origin {
+pub fn registrations(server: &mut Postgres) -> Vec<Registration> {
+    let registration = || Registration {
+        name: NAME.into(),
+        table: TABLE.into(),
+    };
+    server.registered.then(registration).into_iter().collect()
+}
+
+pub fn origin(server: &mut Postgres, capture: Kind) -> Origin {
     Origin {
         system_id: "7".into(),
         timeline: server.timeline,
         database_oid: 5,
         table: TABLE.into(),
-        capture: "table".into(),
+        capture: capture.name().into(),
     }
 }
 
@@ -240,7 +244,7 @@ pub struct SimulatedPages {
 impl SimulatedPages {
     async fn connect(&self) -> Result<Session, Fault> {
         let mut session = Session::connect(&self.world).await?;
-        let here = session.ask(origin).await?;
+        let here = session.ask(|server| origin(server, Kind::Table)).await?;
         here.is_where(&self.planned_at)?;
         Ok(session)
     }
