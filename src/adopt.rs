@@ -68,6 +68,7 @@ impl Here {
         })?;
         Ok(Streamed {
             lsn: streamed.lsn.min(*left_at),
+            published: streamed.published.min(*left_at),
             ..streamed.clone()
         })
     }

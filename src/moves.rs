@@ -32,7 +32,7 @@ use crate::crash_point::crash_point;
 use crate::event::Batch;
 use crate::fault::Fault;
 use crate::lease::{AdvisoryLease, Lease};
-use crate::position::{Position, Xids};
+use crate::position::{Position, Streamed, Xids};
 use crate::relay::{Relay, RelaySettings};
 use crate::sink::Sink;
 use crate::sink::kafka::KafkaSink;
@@ -158,8 +158,16 @@ impl<'a> Mover<'a> {
         }
         let (origin, _) = origin(&self.client, &outbox.table, "wal").await?;
         let from = make::stands_at(&self.client, &outbox.slot).await?;
-        let seen = published.seen;
-        let moved = Position::at_lsn(origin, from, seen, Some(Xids::default()));
+        let streamed = Streamed {
+            lsn: from,
+            // The table's events lie before here, wherever.
+            published: make::written(&self.client).await?,
+            beyond: Some(Xids::default()),
+        };
+        let moved = Position {
+            streamed: Some(streamed),
+            ..Position::at(origin, published.seen)
+        };
         let mut capture = WalCapture::new(outbox.clone(), database)?;
         self.store(&mut sink, &mut capture, &moved).await?;
         done.push(format!("the relay goes on from {moved} of the WAL"));

@@ -176,6 +176,9 @@ pub struct Streamed {
     /// row: rows of one insert may share it.
     #[serde(with = "lsn_text")]
     pub lsn: Lsn,
+    /// The end of the last commit record that brought events: without any the place goes on too.
+    #[serde(with = "lsn_text")]
+    pub published: Lsn,
     /// Transactions beyond `seen` that were handed out. `None`: more than a position can hold.
     pub beyond: Option<Xids>,
 }
@@ -344,11 +347,15 @@ impl Position {
         }
     }
 
-    /// All of the WAL up to `lsn` was handed out, which is what `seen` sees and `beyond`.
+    /// All of the WAL up to `lsn`, where the last events were, was handed out, which is what `seen` sees and `beyond`.
     #[must_use]
     pub fn at_lsn(origin: Origin, lsn: Lsn, seen: Snapshot, beyond: Option<Xids>) -> Self {
         Self {
-            streamed: Some(Streamed { lsn, beyond }),
+            streamed: Some(Streamed {
+                lsn,
+                published: lsn,
+                beyond,
+            }),
             ..Self::at(origin, seen)
         }
     }
@@ -393,7 +400,11 @@ impl Position {
     #[must_use]
     pub fn precedes(&self, other: &Self) -> bool {
         match (&self.streamed, &other.streamed) {
-            (Some(a), Some(b)) => a.lsn <= b.lsn,
+            // After a promotion the WAL goes on from where the old timeline was left, behind all that was published.
+            (Some(a), Some(b)) => {
+                let promoted = self.origin.timeline < other.origin.timeline;
+                a.lsn <= b.lsn || promoted && a.published <= b.lsn
+            }
             (None, None) => self.precedes_in_the_table(other),
             // A move between the captures: nothing that was handed out may be forgotten.
             (None, Some(_)) => {
@@ -586,7 +597,7 @@ mod tests {
         let lsn = "16/B374D848".parse().unwrap();
         let seen = "112:115:112".parse().unwrap();
         let position = Position::at_lsn(origin(), lsn, seen, Some(beyond));
-        let json = r#"{"system_id":"7","timeline":1,"database_oid":5,"table":"outbox.events","capture":"table","seen":"112:115:112","streamed":{"lsn":"16/B374D848","beyond":"112,119-120"}}"#;
+        let json = r#"{"system_id":"7","timeline":1,"database_oid":5,"table":"outbox.events","capture":"table","seen":"112:115:112","streamed":{"lsn":"16/B374D848","published":"16/B374D848","beyond":"112,119-120"}}"#;
         assert_eq!(serde_json::to_string(&position).unwrap(), json);
         assert_eq!(serde_json::from_str::<Position>(json).unwrap(), position);
     }

@@ -219,6 +219,10 @@ impl wal::Shell for MutatedWal {
         self.inner.present().await
     }
 
+    async fn left(&mut self, origin: &Origin) -> Result<Vec<(u32, Lsn)>, Fault> {
+        self.inner.left(origin).await
+    }
+
     async fn let_go(&mut self) -> Result<(), Fault> {
         self.inner.let_go().await
     }

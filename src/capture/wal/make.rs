@@ -115,6 +115,15 @@ pub async fn stands_at(client: &Client, slot: &str) -> Result<Lsn, Fault> {
     place.ok_or_else(|| Fault::Refused(format!("there is no replication slot {slot}")))
 }
 
+/// Where the WAL ends now.
+///
+/// # Errors
+/// Those of the server.
+pub async fn written(client: &Client) -> Result<Lsn, Fault> {
+    let written = include_str!("../../../sql/wal/written.sql");
+    lsn(client.query_typed_one(written, &[]).await?.try_get(0)?)
+}
+
 /// Drops the slot if it is there. One that is in use is not dropped.
 ///
 /// # Errors

@@ -67,7 +67,7 @@ struct Session {
     /// Where the slot was last helped to let go.
     let_go: Lsn,
     /// The position is of an earlier timeline, and goes on here: that is stored before anything else.
-    adopted: bool,
+    adopted: Option<Position>,
     pump: Pump,
     /// Did not fit into the last batch.
     held_back: Option<Committed>,
@@ -126,8 +126,8 @@ impl<S: Shell> WalCapture<S> {
     /// Streams from `after`.
     async fn open(&mut self, after: &Position) -> Result<Session, Fault> {
         let (here, _) = self.connect().await?;
-        let adopted = self.accept(after, &here).await?;
-        let streamed = streamed(after)?;
+        let goes_on = self.accept(after, &here).await?;
+        let streamed = streamed(&goes_on)?;
         let from = streamed.lsn;
         if from > here.committed {
             return Err(Mismatch::AheadInWal(from, here.committed).into());
@@ -142,15 +142,15 @@ impl<S: Shell> WalCapture<S> {
         let assembly = Assembly::new(&self.settings, here.next_xid);
         let room = self.settings.batch.bytes_max.saturating_mul(ROOM);
         Ok(Session {
-            stands_at: after.clone(),
             reached: from,
             let_go: from,
-            adopted,
+            stands_at: after.clone(),
             pump: Pump::start(stream, assembly, room, here.committed),
             held_back: None,
             published: Published::resumed(after.seen.clone(), streamed, here.next_xid),
             rebase: None,
             rebased: Instant::now(),
+            adopted: (goes_on != *after).then_some(goes_on),
             here,
         })
     }
@@ -161,20 +161,17 @@ impl<S: Shell> WalCapture<S> {
     /// [`Fault::Position`] if it does not.
     pub async fn carried_over(&mut self, position: &Position) -> Result<Position, Fault> {
         let (here, _) = self.connect().await?;
-        self.accept(position, &here).await?;
-        Ok(Position {
-            origin: here.origin,
-            ..position.clone()
-        })
+        self.accept(position, &here).await
     }
 
-    /// Whether `after` goes on here; `true` if it comes from an earlier timeline.
+    /// `after` as it goes on here.
     ///
-    /// A standby that was promoted has the WAL of the old timeline up to the place where that was left. If the position lies
-    /// before, all that was published is there, and nobody need be asked. If not, other transactions have taken those places.
-    async fn accept(&mut self, after: &Position, here: &Here) -> Result<bool, Fault> {
+    /// A standby that was promoted has the WAL of the old timeline up to the place where that was left. If all that was
+    /// published lies before, it is there, and nobody need be asked; what follows is streamed from there at the latest. If
+    /// not, other transactions have taken those places.
+    async fn accept(&mut self, after: &Position, here: &Here) -> Result<Position, Fault> {
         let theirs = after.origin.timeline;
-        let moved = Position {
+        let mut moved = Position {
             origin: Origin {
                 timeline: here.origin.timeline,
                 ..after.origin.clone()
@@ -183,21 +180,25 @@ impl<S: Shell> WalCapture<S> {
         };
         if theirs >= here.origin.timeline {
             here.origin.accepts(after, here.next_xid)?;
-            return Ok(false);
+            return Ok(moved);
         }
         here.origin.is_where(&moved.origin)?;
-        let (stands_at, ours) = (streamed(after)?.lsn, here.origin.timeline);
-        let Some(left_at) = self.shell.left_at(&here.origin, theirs).await? else {
-            return Err(Mismatch::Timeline(theirs, ours).into());
-        };
-        if stands_at > left_at {
-            return Err(Mismatch::Diverged(theirs, left_at, stands_at).into());
+        let ours = here.origin.timeline;
+        let left = self.shell.left(&here.origin).await?;
+        let left = left.iter().find(|(timeline, _)| *timeline == theirs);
+        let (_, left_at) = *left.ok_or(Mismatch::Timeline(theirs, ours))?;
+        let published = streamed(after)?.published;
+        if published > left_at {
+            return Err(Mismatch::Diverged(theirs, left_at, published).into());
         }
         here.origin.reaches(&moved, here.next_xid)?;
         info!(
             "a standby was promoted: timeline {theirs} was left at {left_at} for {ours}, after all that was published"
         );
-        Ok(true)
+        if let Some(streamed) = &mut moved.streamed {
+            streamed.lsn = streamed.lsn.min(left_at);
+        }
+        Ok(moved)
     }
 
     async fn read(&mut self, after: &Position) -> Result<Option<Batch>, Fault> {
@@ -330,7 +331,8 @@ impl Session {
 
     /// What comes next. `None`: nothing for a while, and all that was committed before the connection was handed out.
     async fn first(&mut self, patience: Duration) -> Result<Option<First>, Fault> {
-        if std::mem::take(&mut self.adopted) {
+        if let Some(goes_on) = self.adopted.take() {
+            self.stands_at = goes_on;
             return Ok(Some(First::Advance(streamed(&self.stands_at)?.lsn)));
         }
         if let Some(held_back) = self.held_back.take() {
@@ -441,13 +443,27 @@ impl Session {
     /// The position goes on to `lsn`, over these transactions.
     fn move_to(&mut self, lsn: Lsn, xids: impl IntoIterator<Item = Xid>) {
         self.reached = self.reached.max(lsn);
+        let mut published = self
+            .stands_at
+            .streamed
+            .as_ref()
+            .map_or(lsn, |it| it.published);
         for xid in xids {
             self.published.add(xid);
+            published = lsn;
         }
         if let Some(present) = self.rebase.take_if(|present| present.written <= lsn) {
             self.published.rebase(&present);
         }
         let (seen, beyond) = self.published.stored();
-        self.stands_at = Position::at_lsn(self.here.origin.clone(), lsn, seen, beyond);
+        let streamed = Streamed {
+            lsn,
+            published,
+            beyond,
+        };
+        self.stands_at = Position {
+            streamed: Some(streamed),
+            ..Position::at(self.here.origin.clone(), seen)
+        };
     }
 }

@@ -7,8 +7,10 @@ use tokio::time::{Instant, sleep};
 use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
 
+use super::make::written;
 use super::shell::{Here, Present, Shell, SlotMade};
 use super::slot::{Slot, warnings};
+use super::timeline::{self, Left};
 use super::wire::{Wire, WireStream};
 use crate::capture::CaptureSettings;
 use crate::capture::columns::names;
@@ -136,8 +138,7 @@ impl Shell for PostgresShell {
             false => ("null::text".to_owned(), "true".to_owned()),
         };
         // Behind all that was committed so far; the nudge makes the stream come past it even where nothing else happens.
-        let written = include_str!("../../../sql/wal/written.sql");
-        let committed = lsn(client.query_typed_one(written, &[]).await?.try_get(0)?)?;
+        let committed = written(&client).await?;
         client
             .batch_execute(include_str!("../../../sql/table/nudge.sql"))
             .await?;
@@ -190,10 +191,8 @@ impl Shell for PostgresShell {
         })
     }
 
-    async fn left_at(&mut self, origin: &Origin, timeline: u32) -> Result<Option<Lsn>, Fault> {
-        let mut wire = self.wire(origin).await?;
-        let history = format!("TIMELINE_HISTORY {}", origin.timeline);
-        left_at(&text(&wire.query_one(&history).await?, 1), timeline)
+    async fn left(&mut self, origin: &Origin) -> Result<Vec<Left>, Fault> {
+        timeline::left(&self.database, origin.timeline).await
     }
 
     async fn let_go(&mut self) -> Result<(), Fault> {
@@ -267,34 +266,7 @@ fn slot(row: &Row) -> Result<Option<Slot>, Fault> {
     }))
 }
 
-/// A line of a history file: a timeline, where it was left, why (PostgreSQL manual, "Timelines"). Pure.
-fn left_at(history: &str, timeline: u32) -> Result<Option<Lsn>, Fault> {
-    let of_it = |line: &&str| line.split_whitespace().next() == Some(&timeline.to_string());
-    let place = |line: &str| line.split_whitespace().nth(1).map(lsn);
-    history.lines().find(of_it).and_then(place).transpose()
-}
-
 pub(super) fn lsn(text: &str) -> Result<Lsn, Fault> {
     text.parse()
         .map_err(|_| Fault::Defect(format!("{text:?} is no LSN")))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_history_says_where_each_timeline_was_left() {
-        let history = "1\t0/3000148\tno recovery target specified\n\n2\t0/5000060\tno recovery target specified\n";
-        assert_eq!(
-            left_at(history, 1).unwrap(),
-            Some("0/3000148".parse().unwrap())
-        );
-        assert_eq!(
-            left_at(history, 2).unwrap(),
-            Some("0/5000060".parse().unwrap())
-        );
-        assert_eq!(left_at(history, 3).unwrap(), None);
-        assert!(left_at("1\tx", 1).is_err());
-    }
 }

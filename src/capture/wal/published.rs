@@ -88,6 +88,7 @@ mod tests {
     fn streamed(beyond: Option<&[Xid]>) -> Streamed {
         Streamed {
             lsn: 1.into(),
+            published: 1.into(),
             beyond: beyond.map(|xids| xids.iter().copied().collect()),
         }
     }

@@ -5,6 +5,7 @@ use std::future::Future;
 use bytes::Bytes;
 
 use super::slot::Slot;
+use super::timeline::Left;
 use crate::capture::registry::Registration;
 use crate::fault::Fault;
 use crate::position::{Lsn, Origin, Position, Snapshot, Xid};
@@ -88,9 +89,8 @@ pub trait Shell {
     /// What is visible now, and where the WAL ends.
     async fn present(&mut self) -> Result<Present, Fault>;
 
-    /// Where `timeline` was left by the ancestors of the present one; `None`: it is none of them. Needs the same privilege as
-    /// the stream.
-    async fn left_at(&mut self, origin: &Origin, timeline: u32) -> Result<Option<Lsn>, Fault>;
+    /// The timelines that led to the one of `origin`. Needs the same privilege as the stream.
+    async fn left(&mut self, origin: &Origin) -> Result<Vec<Left>, Fault>;
 
     /// Has the server write what lets a slot go of old WAL, where we may (`pg_log_standby_snapshot()`, PostgreSQL 16 and
     /// newer): by itself it does so every 15 s, which is much WAL on a busy server.

@@ -102,6 +102,10 @@ impl Shell for WalShell {
         self.ask(look).await
     }
 
+    async fn left(&mut self, _: &Origin) -> Result<Vec<(u32, Lsn)>, Fault> {
+        self.ask(|server| server.timelines_left()).await
+    }
+
     async fn let_go(&mut self) -> Result<(), Fault> {
         self.ask(|_| ()).await
     }
