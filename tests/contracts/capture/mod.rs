@@ -1,5 +1,6 @@
 //! The contract of `Capture`: one suite for both, against PostgreSQL 14, 17 and 18. What only one of them has is beside it.
 
+mod login;
 mod place;
 mod table;
 mod wal;
