@@ -3,12 +3,14 @@ create table outbox.slots (
     slot text primary key,
     consistent_lsn pg_lsn,
     snapshot text,
+    exported boolean not null default false,
     made_at timestamptz not null default now()
 );
 comment on table outbox.slots is 'Replication slots that outbox-relay made. Writers must not delete rows.';
 comment on column outbox.slots.slot is 'Name of the slot, and of its publication.';
 comment on column outbox.slots.consistent_lsn is 'All that commits beyond it is streamed; null: it is being made.';
 comment on column outbox.slots.snapshot is 'What had committed by then, and is not streamed.';
+comment on column outbox.slots.exported is 'The snapshot is exactly that; false: it may have seen a little more.';
 comment on column outbox.slots.made_at is 'When it was made.';
 
 comment on column outbox.relay.capture is 'How it reads: table or wal.';

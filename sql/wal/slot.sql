@@ -1,4 +1,4 @@
-insert into outbox.slots (slot) values ('{slot}') on conflict (slot) do update set consistent_lsn = null, snapshot = null;
+insert into outbox.slots (slot) values ('{slot}') on conflict (slot) do update set consistent_lsn = null, snapshot = null, exported = false;
 do $$
 begin
     if current_setting('server_version_num')::int >= 170000 then

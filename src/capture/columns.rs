@@ -56,6 +56,7 @@ pub(crate) struct Shape {
     table: String,
     xid: String,
     seq: String,
+    id: String,
     payload: String,
     /// What says where an event goes: `seq`, `id`, topic, aggregate type and key.
     place: String,
@@ -75,6 +76,7 @@ impl Shape {
             table: table.split('.').map(quoted).collect::<Vec<_>>().join("."),
             xid: quoted(&columns.xid),
             seq: quoted(&columns.seq),
+            id: quoted(&columns.id),
             payload: payload(&columns.payload, found),
             place: list[..PLACE].join(", "),
             columns: list.join(", "),
@@ -86,6 +88,7 @@ impl Shape {
         sql.replace("{table}", &self.table)
             .replace("{xid}", &self.xid)
             .replace("{seq}", &self.seq)
+            .replace("{id}", &self.id)
             .replace("{payload}", &self.payload)
             .replace("{place}", &self.place)
             .replace("{columns}", &self.columns)

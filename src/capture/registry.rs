@@ -1,8 +1,8 @@
 //! `outbox.relay`: which name serves which table. A copy and a guard; the truth is the sink's position.
 
-use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, Row};
 
 use super::CaptureSettings;
 use crate::fault::Fault;
@@ -72,6 +72,26 @@ pub(crate) async fn registrations(
             })
         })
         .collect()
+}
+
+/// The position that was written last; what it covers was committed before that, so a server that has the one has the other.
+pub(crate) async fn acknowledged(
+    client: &Client,
+    settings: &CaptureSettings,
+) -> Result<Option<Position>, Fault> {
+    let acknowledged = include_str!("../../sql/relay/acknowledged.sql");
+    let rows = client
+        .query_typed(acknowledged, &[(&settings.name, Type::TEXT)])
+        .await?;
+    let read = |row: &Row| {
+        let text: &str = row.try_get(0)?;
+        serde_json::from_str(text).map_err(|error| {
+            Fault::Refused(format!(
+                "the position in outbox.relay can't be read: {error}"
+            ))
+        })
+    };
+    rows.first().map(read).transpose()
 }
 
 /// Writes `position` to `outbox.relay`, and once a minute to `outbox.marks`; two round trips.

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 
 use crate::event::Event;
-use crate::position::Xid;
+use crate::position::{Tally, Xid};
 
 /// A transaction of the window, as the plan lists them, by `max(seq)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +16,19 @@ pub struct Planned {
     pub events: u64,
     /// Its payload bytes.
     pub bytes: u64,
+    /// Hashes of its event ids, by exclusive or.
+    pub ids: i64,
+}
+
+impl Planned {
+    /// What it adds to a position.
+    #[must_use]
+    pub fn tally(&self) -> Tally {
+        Tally {
+            events: self.events,
+            ids: self.ids,
+        }
+    }
 }
 
 /// Limits of a batch. A transaction that is larger alone is a batch of its own and streams.
@@ -88,6 +101,7 @@ mod tests {
                     last_seq: i as i64 * 50,
                     events,
                     bytes,
+                    ids: 0,
                 })
                 .collect()
         })

@@ -183,6 +183,35 @@ pub struct Streamed {
     pub beyond: Option<Xids>,
 }
 
+/// How much was handed out from the table, in all: the difference of two positions says whether a server has what lies between.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tally {
+    /// Events.
+    pub events: u64,
+    /// Hashes of their ids, by exclusive or: the order does not matter.
+    pub ids: i64,
+}
+
+impl Tally {
+    /// With so many more.
+    #[must_use]
+    pub fn and(self, more: Self) -> Self {
+        Self {
+            events: self.events.saturating_add(more.events),
+            ids: self.ids ^ more.ids,
+        }
+    }
+
+    /// What came after `before`; `None` if it is not from before.
+    #[must_use]
+    pub fn since(self, before: Self) -> Option<Self> {
+        Some(Self {
+            events: self.events.checked_sub(before.events)?,
+            ids: self.ids ^ before.ids,
+        })
+    }
+}
+
 /// Where a relay stands.
 ///
 /// Handed out is everything that `seen` sees; of an open window all up to its `last_seq`; and of the WAL all up to its
@@ -198,6 +227,9 @@ pub struct Position {
     /// carry a smaller `seq`, therefore `last_seq` alone would not do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window: Option<Window>,
+    /// Table capture: how much was handed out.
+    #[serde(default)]
+    pub tally: Tally,
     /// WAL capture: the place in the WAL.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub streamed: Option<Streamed>,
@@ -238,6 +270,12 @@ pub enum Mismatch {
          it was restored from an older backup or failed over with loss"
     )]
     Ahead(Xid, Xid),
+    /// The same, seen in the table.
+    #[error(
+        "it was made on timeline {0}, this is timeline {1}: a standby was promoted, and of {2} events that were published since the \
+         last acknowledged position it has {3}, or others; compare with `outbox-relay verify`, then run `outbox-relay adopt`"
+    )]
+    Missing(u32, u32, u64, u64),
     /// A standby was promoted that did not have all that was published.
     #[error(
         "timeline {0} goes on without it: it was left at {1}, the position stands at {2}, so a standby was promoted that had not \
@@ -343,6 +381,7 @@ impl Position {
             origin,
             seen,
             window: None,
+            tally: Tally::default(),
             streamed: None,
         }
     }
@@ -590,14 +629,15 @@ mod tests {
             until: "130:140:130".parse().unwrap(),
             last_seq: 9,
         });
-        let json = r#"{"system_id":"7","timeline":1,"database_oid":5,"table":"outbox.events","capture":"table","seen":"112:120:112","window":{"until":"130:140:130","last_seq":9}}"#;
+        position.tally = Tally { events: 3, ids: -7 };
+        let json = r#"{"system_id":"7","timeline":1,"database_oid":5,"table":"outbox.events","capture":"table","seen":"112:120:112","window":{"until":"130:140:130","last_seq":9},"tally":{"events":3,"ids":-7}}"#;
         assert_eq!(serde_json::to_string(&position).unwrap(), json);
         assert_eq!(serde_json::from_str::<Position>(json).unwrap(), position);
         let beyond = [112, 119, 120].into_iter().collect();
         let lsn = "16/B374D848".parse().unwrap();
         let seen = "112:115:112".parse().unwrap();
         let position = Position::at_lsn(origin(), lsn, seen, Some(beyond));
-        let json = r#"{"system_id":"7","timeline":1,"database_oid":5,"table":"outbox.events","capture":"table","seen":"112:115:112","streamed":{"lsn":"16/B374D848","published":"16/B374D848","beyond":"112,119-120"}}"#;
+        let json = r#"{"system_id":"7","timeline":1,"database_oid":5,"table":"outbox.events","capture":"table","seen":"112:115:112","tally":{"events":0,"ids":0},"streamed":{"lsn":"16/B374D848","published":"16/B374D848","beyond":"112,119-120"}}"#;
         assert_eq!(serde_json::to_string(&position).unwrap(), json);
         assert_eq!(serde_json::from_str::<Position>(json).unwrap(), position);
     }

@@ -26,13 +26,14 @@ async fn shell(database: &TestDatabase) -> PostgresShell {
 
 /// The rows that are visible to others.
 async fn visible(client: &Client) -> Vec<RowSize> {
-    let rows = "select xid::text::bigint, seq, coalesce(octet_length(payload), 0)::bigint from outbox.events";
+    let rows = "select xid::text::bigint, seq, coalesce(octet_length(payload), 0)::bigint, uuid_hash_extended(id, 0) from outbox.events";
     let rows = client.query(rows, &[]).await.unwrap();
     rows.iter()
         .map(|row| RowSize {
             xid: row.get::<_, i64>(0).unsigned_abs(),
             seq: row.get(1),
             bytes: row.get::<_, i64>(2).unsigned_abs(),
+            id: row.get(3),
         })
         .collect()
 }

@@ -112,6 +112,10 @@ impl<S: TableShell> TableShell for MutatedTable<S> {
         self.inner.registrations().await
     }
 
+    async fn acknowledged(&mut self) -> Result<Option<Position>, Fault> {
+        self.inner.acknowledged().await
+    }
+
     async fn foreign(&mut self) -> Result<Option<Xid>, Fault> {
         self.inner.foreign().await
     }

@@ -197,14 +197,13 @@ impl RelayProcess {
     }
 
     /// SIGTERM; it must drain and end with 0.
-    pub async fn terminate(self) {
+    pub async fn terminate(mut self) {
         self.signal(Signal::SIGTERM);
-        let log = self.log.clone();
-        let status = self.ended().await;
+        let status = self.wait().await;
         assert!(
             status.success(),
             "SIGTERM ended with {status}: {}",
-            std::fs::read_to_string(log).unwrap_or_default()
+            self.log()
         );
     }
 

@@ -16,6 +16,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
+use tracing::info;
 
 use self::large::LargeTransaction;
 pub use self::postgres::{PostgresShell, origin};
@@ -27,7 +28,7 @@ use super::{Capture, CaptureSettings, Start, registry};
 use crate::database::Database;
 use crate::event::{Batch, Slice};
 use crate::fault::Fault;
-use crate::position::{Origin, Position, Snapshot, Window, Xid};
+use crate::position::{Mismatch, Origin, Position, Snapshot, Tally, Window, Xid};
 
 /// Transactions fetched from the plan at a time: ids and sizes only, 32 bytes each.
 const PLAN_ROWS: u64 = 5_000;
@@ -196,6 +197,10 @@ impl<S: Shell> Reading<'_, S> {
     }
 
     async fn look(&mut self, after: &Position) -> Result<Option<Batch>, Fault> {
+        if after.origin.timeline < self.session.origin.timeline {
+            let goes_on = self.promoted(after).await?;
+            return Ok(Some(Batch::of(Vec::new(), goes_on, false)));
+        }
         let usable = self
             .session
             .window
@@ -220,6 +225,67 @@ impl<S: Shell> Reading<'_, S> {
             self.end().await?;
         }
         Ok(batch)
+    }
+
+    /// `after` on a server that was promoted, if that has all that was published.
+    ///
+    /// What the last acknowledged position covers was committed before that was written, so a server that has the one has the
+    /// other. What was published since must be in the table: so many events, with these ids. And nothing that the position
+    /// takes for ended may still be open here: a prepared transaction whose end did not come along.
+    async fn promoted(&mut self, after: &Position) -> Result<Position, Fault> {
+        let here = self.session.origin.clone();
+        let (theirs, ours) = (after.origin.timeline, here.timeline);
+        let goes_on = Position {
+            origin: Origin {
+                timeline: ours,
+                ..after.origin.clone()
+            },
+            ..after.clone()
+        };
+        self.end().await?;
+        let opened = self.open(&after.seen).await?;
+        here.accepts(&goes_on, opened.snapshot.xmax())?;
+        if *after == Position::at(after.origin.clone(), Snapshot::empty()) {
+            // Nothing was published.
+            self.end().await?;
+            return Ok(goes_on);
+        }
+        let unproven = Mismatch::Timeline(theirs, ours);
+        let acknowledged = self.shell.acknowledged().await?.ok_or(unproven.clone())?;
+        let published = match acknowledged.streamed {
+            None => after.tally.since(acknowledged.tally),
+            Some(_) => None,
+        };
+        let published = published.ok_or(unproven.clone())?;
+        let all = i64::MIN + 1;
+        let mut found = Tally::default();
+        let mut planned = self
+            .shell
+            .plan(&acknowledged.seen, &opened.snapshot, all, PLAN_ROWS)
+            .await?;
+        loop {
+            let covered = planned.iter().filter(|it| {
+                after.covers(it.xid, it.last_seq) && !acknowledged.covers(it.xid, it.last_seq)
+            });
+            found = covered.fold(found, |found, planned| found.and(planned.tally()));
+            if (planned.len() as u64) < PLAN_ROWS {
+                break;
+            }
+            planned = self.shell.planned(PLAN_ROWS).await?;
+        }
+        self.end().await?;
+        if found != published {
+            return Err(Mismatch::Missing(theirs, ours, published.events, found.events).into());
+        }
+        let mut open = opened.snapshot.in_progress().iter();
+        if open.any(|xid| after.covers(*xid, i64::MIN)) {
+            return Err(unproven.into());
+        }
+        info!(
+            "a standby was promoted: timeline {ours} goes on after {theirs}, and has all {} events that were published last",
+            found.events
+        );
+        Ok(goes_on)
     }
 
     /// `None` if there is nothing after the position.
@@ -276,7 +342,10 @@ impl<S: Shell> Reading<'_, S> {
         self.fetch_plan(window).await?;
         let Some(cut) = cut(&mut window.planned, self.settings.batch) else {
             // Only a resumed window can turn out empty: its rows were deleted. It is done.
-            window.stands_at = Position::at(origin, window.until.clone());
+            window.stands_at = Position {
+                tally: window.stands_at.tally,
+                ..Position::at(origin, window.until.clone())
+            };
             return Ok(
                 (!window.fresh).then(|| Batch::of(Vec::new(), window.stands_at.clone(), false))
             );
@@ -287,6 +356,13 @@ impl<S: Shell> Reading<'_, S> {
             Cut::Large(one) => one.last_seq,
         };
         let done = window.plan_exhausted && window.planned.is_empty();
+        let whole = match &cut {
+            Cut::Whole(whole) => whole.as_slice(),
+            Cut::Large(one) => std::slice::from_ref(one),
+        };
+        let tally = whole.iter().fold(window.stands_at.tally, |tally, planned| {
+            tally.and(planned.tally())
+        });
         window.stands_at = match done {
             true => Position::at(origin, window.until.clone()),
             false => Position {
@@ -297,6 +373,7 @@ impl<S: Shell> Reading<'_, S> {
                 ..Position::at(origin, window.seen.clone())
             },
         };
+        window.stands_at.tally = tally;
         let (after, catches_up) = (window.stands_at.clone(), done && window.fresh);
         Ok(Some(match cut {
             Cut::Whole(whole) => Batch::of(self.read_whole(&whole, done).await?, after, catches_up),

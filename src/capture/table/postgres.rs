@@ -92,6 +92,10 @@ impl Shell for PostgresShell {
         registry::registrations(self.client()?, &self.settings).await
     }
 
+    async fn acknowledged(&mut self) -> Result<Option<Position>, Fault> {
+        registry::acknowledged(self.client()?, &self.settings).await
+    }
+
     async fn foreign(&mut self) -> Result<Option<Xid>, Fault> {
         let Connection { client, sql, .. } = self.connection()?;
         let rows = client.query_typed(&sql.foreign, &[]).await?;
@@ -322,6 +326,7 @@ fn planned(row: &Row) -> Result<Planned, Fault> {
         last_seq: row.try_get(1)?,
         events: unsigned(row.try_get(2)?),
         bytes: unsigned(row.try_get(3)?),
+        ids: row.try_get(4)?,
     })
 }
 

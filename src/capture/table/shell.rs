@@ -60,6 +60,9 @@ pub trait Shell {
     /// As all below: [`Fault::Unavailable`] if the server is away, [`Fault::Refused`] if a person must act.
     async fn registrations(&mut self) -> Result<Vec<Registration>, Fault>;
 
+    /// The position that was acknowledged last, as this server has it.
+    async fn acknowledged(&mut self) -> Result<Option<Position>, Fault>;
+
     /// A row's transaction that this server has not reached: the row came from another cluster.
     async fn foreign(&mut self) -> Result<Option<Xid>, Fault>;
 

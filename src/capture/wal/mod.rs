@@ -237,7 +237,7 @@ impl<S: Shell> Capture for WalCapture<S> {
                     .trimmed(&Snapshot::empty(), present.highest);
                 (here.committed, seen)
             }
-            Start::Beginning => (self.beginning(&here).await?, Snapshot::empty()),
+            Start::Beginning => self.beginning(&here).await?,
         };
         slot::check(&self.settings.slot, here.slot.as_ref(), from)?;
         Ok(Position::at_lsn(
@@ -270,8 +270,8 @@ impl<S: Shell> Capture for WalCapture<S> {
 }
 
 impl<S: Shell> WalCapture<S> {
-    /// Where the stream begins, if no row is older than that.
-    async fn beginning(&mut self, here: &Here) -> Result<Lsn, Fault> {
+    /// Where the stream begins, if no row is older than that, and what had ended by then.
+    async fn beginning(&mut self, here: &Here) -> Result<(Lsn, Snapshot), Fault> {
         let Some(made) = self.shell.slot_made().await? else {
             let slot = &self.settings.slot;
             slot::check(slot, here.slot.as_ref(), here.committed)?;
@@ -281,7 +281,7 @@ impl<S: Shell> WalCapture<S> {
             )));
         };
         match made.older_rows {
-            false => Ok(made.consistent),
+            false => Ok((made.consistent, made.seen.unwrap_or_else(Snapshot::empty))),
             true => Err(Fault::Refused(format!(
                 "table {} holds rows that are older than replication slot {}, so the stream does not have them; start with \
                  capture table and then `outbox-relay move --to wal`, or leave them out with --start now",

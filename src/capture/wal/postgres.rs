@@ -18,7 +18,7 @@ use crate::capture::registry::{self, Registration};
 use crate::capture::table::{origin, unsigned, xid};
 use crate::database::Database;
 use crate::fault::{Fault, Server};
-use crate::position::{Lsn, Origin, Position};
+use crate::position::{Lsn, Origin, Position, Snapshot};
 
 type Value<'a> = (&'a (dyn ToSql + Sync), Type);
 
@@ -182,10 +182,8 @@ impl Shell for PostgresShell {
             client, present, ..
         } = self.connection()?;
         let row = client.query_typed_one(present, &[]).await?;
-        let snapshot: &str = row.try_get(0)?;
         Ok(Present {
-            snapshot: (snapshot.parse())
-                .map_err(|_| Fault::Defect(format!("{snapshot:?} is no snapshot")))?,
+            snapshot: snapshot(row.try_get(0)?)?,
             highest: row.try_get::<_, Option<&str>>(1)?.map(xid).transpose()?,
             written: lsn(row.try_get(2)?)?,
         })
@@ -213,6 +211,10 @@ impl Shell for PostgresShell {
             Ok(SlotMade {
                 consistent: lsn(row.try_get(0)?)?,
                 older_rows: row.try_get(1)?,
+                seen: row
+                    .try_get::<_, Option<&str>>(2)?
+                    .map(snapshot)
+                    .transpose()?,
             })
         };
         rows.first().map(made).transpose()
@@ -264,6 +266,11 @@ fn slot(row: &Row) -> Result<Option<Slot>, Fault> {
         retained_bytes: unsigned(row.try_get(6)?),
         safe_bytes: row.try_get(7)?,
     }))
+}
+
+fn snapshot(text: &str) -> Result<Snapshot, Fault> {
+    text.parse()
+        .map_err(|_| Fault::Defect(format!("{text:?} is no snapshot")))
 }
 
 pub(super) fn lsn(text: &str) -> Result<Lsn, Fault> {

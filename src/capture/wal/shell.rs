@@ -39,12 +39,14 @@ pub struct Present {
 }
 
 /// What is known of the time when the slot was made.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct SlotMade {
     /// All that commits beyond it is streamed.
     pub consistent: Lsn,
     /// The table holds rows that had committed by then.
     pub older_rows: bool,
+    /// Exactly what had committed by then, if that is known. All of it is durable: making a slot flushes the WAL.
+    pub seen: Option<Snapshot>,
 }
 
 /// What a stream brings.

@@ -156,11 +156,14 @@ impl<'p> Reader<'p> {
         self.capture = self.place.capture(self.settings.clone());
     }
 
-    /// The transactions of the next batch, by payload; empty if there is none. What must hold of every batch is checked.
+    /// The transactions of the next batch, by payload; empty if there is none.
     pub async fn batch(&mut self) -> Vec<Vec<String>> {
-        let Some(mut batch) = self.capture.next(&self.position).await.unwrap() else {
-            return Vec::new();
-        };
+        self.next().await.unwrap_or_default()
+    }
+
+    /// The same; a batch may have no events. What must hold of every batch is checked.
+    async fn next(&mut self) -> Option<Vec<Vec<String>>> {
+        let mut batch = self.capture.next(&self.position).await.unwrap()?;
         let mut transactions: Vec<Vec<String>> = Vec::new();
         while let Some(slice) = batch.next().await.unwrap() {
             let payloads = slice.events.iter().map(payload);
@@ -182,7 +185,7 @@ impl<'p> Reader<'p> {
         );
         assert!(self.position.precedes(&batch.after));
         self.position = batch.after;
-        transactions
+        Some(transactions)
     }
 
     /// All that is there now. A stream brings it a little later than it is committed, but one that begins anew says when it
@@ -192,12 +195,10 @@ impl<'p> Reader<'p> {
             self.restart();
         }
         let mut all = Vec::new();
-        loop {
-            match self.batch().await {
-                batch if batch.is_empty() => return all,
-                batch => all.extend(batch),
-            }
+        while let Some(batch) = self.next().await {
+            all.extend(batch);
         }
+        all
     }
 }
 

@@ -14,7 +14,7 @@ pub mod wal;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use outbox_relay::position::{Snapshot, Xid};
+use outbox_relay::position::{Position, Snapshot, Xid};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -42,6 +42,8 @@ impl Row {
             xid: self.xid,
             seq: self.seq,
             bytes: self.bytes,
+            // Any hash will do.
+            id: self.id.as_u64_pair().1.cast_signed(),
         }
     }
 }
@@ -60,7 +62,7 @@ enum Record {
     /// This transaction id, or one above it, was reached: a checkpoint, a subtransaction, a message.
     Reached(Xid),
     Timeline(u32),
-    Registered,
+    Registered(Box<Position>),
 }
 
 /// A transaction in progress.
@@ -85,7 +87,8 @@ pub struct Postgres {
     /// Connections are those of one life; a restart begins another.
     pub life: u64,
     pub timeline: u32,
-    pub registered: bool,
+    /// The position in `outbox.relay`.
+    pub registered: Option<Position>,
     pub slot: Slot,
     /// Between two places of the log.
     record_bytes: u64,
@@ -114,7 +117,7 @@ impl Postgres {
             up: true,
             life: 1,
             timeline: 1,
-            registered: false,
+            registered: None,
             slot: Slot::made_at(wal::SLOT_MADE),
             record_bytes: scenario.record_bytes,
             wal: vec![Record::Reached(700)],
@@ -344,12 +347,12 @@ impl Postgres {
         self.slot.save();
     }
 
-    pub fn register(&mut self) {
-        if !self.registered {
-            self.wal.push(Record::Registered);
-            self.flush(self.wal.len());
-            self.registered = true;
-        }
+    /// `outbox.relay` gets this position.
+    pub fn register(&mut self, position: &Position) {
+        self.wal
+            .push(Record::Registered(Box::new(position.clone())));
+        self.flush(self.wal.len());
+        self.registered = Some(position.clone());
     }
 
     // ---- crashes
@@ -425,7 +428,7 @@ impl Postgres {
                 Record::Sequence(logged) => self.sequence_logged = *logged,
                 Record::Reached(xid) => reached(*xid),
                 Record::Timeline(timeline) => self.timeline = *timeline,
-                Record::Registered => self.registered = true,
+                Record::Registered(position) => self.registered = Some((**position).clone()),
             }
         }
         self.sequence = self.sequence_logged;

@@ -11,6 +11,8 @@ pub struct RowSize {
     pub xid: Xid,
     pub seq: i64,
     pub bytes: u64,
+    /// The hash of its event id.
+    pub id: i64,
 }
 
 /// The transactions that `seen` has not seen and `until` has, above `last_seq`, by `max(seq)`.
@@ -28,10 +30,12 @@ pub fn plan(
             last_seq: row.seq,
             events: 0,
             bytes: 0,
+            ids: 0,
         });
         planned.last_seq = planned.last_seq.max(row.seq);
         planned.events += 1;
         planned.bytes += row.bytes;
+        planned.ids ^= row.id;
     }
     let mut plan: Vec<Planned> = by_xid
         .into_values()

@@ -83,6 +83,12 @@ impl Shell for PostgresShell {
         self.session()?.ask(registrations).await
     }
 
+    async fn acknowledged(&mut self) -> Result<Option<Position>, Fault> {
+        self.session()?
+            .ask(|server| server.registered.clone())
+            .await
+    }
+
     async fn foreign(&mut self) -> Result<Option<Xid>, Fault> {
         let above = |server: &mut Postgres| {
             let end = server.snapshot().xmax();
@@ -208,9 +214,9 @@ impl Shell for PostgresShell {
         }
     }
 
-    async fn acknowledge(&mut self, _: &Position) -> Result<(), Fault> {
+    async fn acknowledge(&mut self, position: &Position) -> Result<(), Fault> {
         let mut session = Session::connect(&self.world).await?;
-        session.ask(Postgres::register).await
+        session.ask(|server| server.register(position)).await
     }
 }
 
@@ -219,7 +225,12 @@ pub fn registrations(server: &mut Postgres) -> Vec<Registration> {
         name: NAME.into(),
         table: TABLE.into(),
     };
-    server.registered.then(registration).into_iter().collect()
+    server
+        .registered
+        .as_ref()
+        .map(|_| registration())
+        .into_iter()
+        .collect()
 }
 
 pub fn origin(server: &mut Postgres, capture: Kind) -> Origin {

@@ -114,6 +114,7 @@ impl Shell for WalShell {
         let made = |server: &mut Postgres| SlotMade {
             consistent: server.lsn(SLOT_MADE),
             older_rows: false,
+            seen: None,
         };
         self.ask(made).await.map(Some)
     }
@@ -143,8 +144,8 @@ impl Shell for WalShell {
         ))
     }
 
-    async fn acknowledge(&mut self, _: &Position) -> Result<(), Fault> {
+    async fn acknowledge(&mut self, position: &Position) -> Result<(), Fault> {
         let mut session = Session::connect(&self.world).await?;
-        session.ask(Postgres::register).await
+        session.ask(|server| server.register(position)).await
     }
 }

@@ -1,0 +1,1 @@
+select position::text from outbox.relay where name = $1
