@@ -257,23 +257,9 @@ impl<S: Shell> Reading<'_, S> {
             Some(_) => None,
         };
         let published = published.ok_or(unproven.clone())?;
-        let all = i64::MIN + 1;
-        let mut found = Tally::default();
-        let mut planned = self
-            .shell
-            .plan(&acknowledged.seen, &opened.snapshot, all, PLAN_ROWS)
+        let found = self
+            .found_between(&acknowledged, after, &opened.snapshot)
             .await?;
-        loop {
-            let covered = planned.iter().filter(|it| {
-                after.covers(it.xid, it.last_seq) && !acknowledged.covers(it.xid, it.last_seq)
-            });
-            found = covered.fold(found, |found, planned| found.and(planned.tally()));
-            if (planned.len() as u64) < PLAN_ROWS {
-                break;
-            }
-            planned = self.shell.planned(PLAN_ROWS).await?;
-        }
-        self.end().await?;
         if found != published {
             return Err(Mismatch::Missing(theirs, ours, published.events, found.events).into());
         }
@@ -286,6 +272,31 @@ impl<S: Shell> Reading<'_, S> {
             found.events
         );
         Ok(goes_on)
+    }
+
+    /// What is there of what `after` covers and `before` did not. Ends the transaction.
+    async fn found_between(
+        &mut self,
+        before: &Position,
+        after: &Position,
+        now: &Snapshot,
+    ) -> Result<Tally, Fault> {
+        let between = |it: &&Planned| {
+            after.covers(it.xid, it.last_seq) && !before.covers(it.xid, it.last_seq)
+        };
+        let all = i64::MIN + 1;
+        let mut found = Tally::default();
+        let mut planned = self.shell.plan(&before.seen, now, all, PLAN_ROWS).await?;
+        loop {
+            let covered = planned.iter().filter(between);
+            found = covered.fold(found, |found, planned| found.and(planned.tally()));
+            if (planned.len() as u64) < PLAN_ROWS {
+                break;
+            }
+            planned = self.shell.planned(PLAN_ROWS).await?;
+        }
+        self.end().await?;
+        Ok(found)
     }
 
     /// `None` if there is nothing after the position.
