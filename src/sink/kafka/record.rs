@@ -246,7 +246,7 @@ mod tests {
     fn the_stored_form_is_stable() {
         let json = concat!(
             r#"{"format":1,"position":{"system_id":"7","timeline":1,"database_oid":5,"table":"outbox.events","#,
-            r#""capture":"table","seen":"1:1:"},"kafka_transaction":9,"instance":"a","records":3,"#,
+            r#""capture":"table","seen":"1:1:","tally":{"events":0,"ids":0}},"kafka_transaction":9,"instance":"a","records":3,"#,
             r#""partitions":{"t":{"0":[5,7,3]}}}"#
         );
         assert_eq!(String::from_utf8(record().encode().unwrap()).unwrap(), json);
