@@ -140,7 +140,7 @@ async fn create(
     slot: &str,
     mut waiting: impl FnMut(&str),
 ) -> Result<Made, Fault> {
-    let mut wire = primary(database).await?;
+    let mut wire = primary(database, async |_| Ok(())).await?;
     let version: i32 = client
         .query_typed_one("select current_setting('server_version_num')::int", &[])
         .await?
@@ -233,19 +233,27 @@ pub async fn blockers(client: &Client) -> Result<String, Fault> {
     })
 }
 
-pub(super) async fn primary(database: &Database) -> Result<Wire, Fault> {
+/// A session with the first host of the address that is a primary and that `is_meant`.
+pub(super) async fn primary(
+    database: &Database,
+    is_meant: impl AsyncFn(&mut Wire) -> Result<(), Fault>,
+) -> Result<Wire, Fault> {
     let mut last = Fault::Defect("an address without a host".into());
     for host in 0..database.hosts() {
         let login = async {
             let mut wire = Wire::login(database.dial(host).await?, &database.credentials()).await?;
             let standby = wire.query_one(include_str!("../../../sql/table/standby.sql"));
             match standby.await?.first() {
-                Some(Some(no)) if no == "f" => Ok(wire),
-                _ => Err(Fault::Unavailable(
-                    Server::Postgres,
-                    "it is a standby".into(),
-                )),
+                Some(Some(no)) if no == "f" => {}
+                _ => {
+                    return Err(Fault::Unavailable(
+                        Server::Postgres,
+                        "it is a standby".into(),
+                    ));
+                }
             }
+            is_meant(&mut wire).await?;
+            Ok(wire)
         };
         match login.await {
             Ok(wire) => return Ok(wire),

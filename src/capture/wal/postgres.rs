@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep};
 use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
 
-use super::make::written;
+use super::make::{primary, written};
 use super::shell::{Here, Present, Shell, SlotMade};
 use super::slot::{Slot, warnings};
 use super::timeline::{self, Left};
@@ -66,33 +66,19 @@ impl PostgresShell {
 
     /// Logs in where `origin` is; a host of the address that is another server is passed over.
     async fn wire(&self, origin: &Origin) -> Result<Wire, Fault> {
-        let mut last = None;
-        for host in 0..self.database.hosts() {
-            match self.wire_to(host, origin).await {
-                Ok(wire) => return Ok(wire),
-                Err(fault) => last = Some(fault),
-            }
-        }
-        Err(last.unwrap_or_else(|| Fault::Defect("an address without a host".into())))
-    }
-
-    async fn wire_to(&self, host: usize, origin: &Origin) -> Result<Wire, Fault> {
-        let io = self.database.dial(host).await?;
-        let mut wire = Wire::login(io, &self.database.credentials()).await?;
         // Asked on the connection that will stream, so that nothing can come between.
-        let standby = wire
-            .query_one(include_str!("../../../sql/table/standby.sql"))
-            .await?;
-        let system = wire.query_one("IDENTIFY_SYSTEM").await?;
-        let found = (text(&standby, 0), text(&system, 0), text(&system, 1));
-        let (standby, system_id, timeline) = found;
-        match standby == "f" && system_id == origin.system_id && timeline == origin.timeline.to_string() {
-            true => Ok(wire),
-            false => Err(Fault::Unavailable(
-                Server::Postgres,
-                "the replication connection reached another server than the one that was asked before".into(),
-            )),
-        }
+        let is_there = async |wire: &mut Wire| {
+            let system = wire.query_one("IDENTIFY_SYSTEM").await?;
+            let (system_id, timeline) = (text(&system, 0), text(&system, 1));
+            match system_id == origin.system_id && timeline == origin.timeline.to_string() {
+                true => Ok(()),
+                false => Err(Fault::Unavailable(
+                    Server::Postgres,
+                    "the replication connection reached another server than the one that was asked before".into(),
+                )),
+            }
+        };
+        primary(&self.database, is_there).await
     }
 
     async fn terminate(&self) -> Result<(), Fault> {

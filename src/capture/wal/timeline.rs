@@ -18,7 +18,7 @@ pub async fn left(database: &Database, present: u32) -> Result<Vec<Left>, Fault>
     if present <= 1 {
         return Ok(Vec::new());
     }
-    let mut wire = primary(database).await?;
+    let mut wire = primary(database, async |_| Ok(())).await?;
     let row = wire
         .query_one(&format!("TIMELINE_HISTORY {present}"))
         .await?;
