@@ -6,8 +6,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
 use crate::adopt::Plan;
+use crate::capture::CaptureKind;
 use crate::capture::wal::make;
-use crate::config::{CaptureKind, ConfigFile, Options, Settings};
+use crate::config::{ConfigFile, Options, Settings};
 use crate::fault::{Fault, exit};
 use crate::{init, moves, supervisor, verify};
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
 
-use crate::capture::{BatchLimits, CaptureSettings, Columns, Start};
+use crate::capture::{BatchLimits, CaptureKind, CaptureSettings, Columns, Start};
 use crate::database::Database;
 use crate::fault::Fault;
 use crate::sink::kafka::{KafkaSettings, check_properties};
@@ -20,27 +20,6 @@ pub enum SinkKind {
     Kafka,
     /// This process's memory: to try the database side without a broker. Gone at the end.
     Memory,
-}
-
-/// Where events come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum CaptureKind {
-    /// The outbox table, by snapshot difference.
-    Table,
-    /// The write-ahead log, by a replication slot.
-    Wal,
-}
-
-impl CaptureKind {
-    /// As positions name it.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Table => "table",
-            Self::Wal => "wal",
-        }
-    }
 }
 
 /// Where a relay begins that never ran.

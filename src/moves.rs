@@ -26,8 +26,8 @@ use tracing::info;
 
 use crate::capture::table::{TableCapture, origin};
 use crate::capture::wal::{WalCapture, make};
-use crate::capture::{Capture, CaptureSettings, Start};
-use crate::config::{CaptureKind, Settings, SinkKind};
+use crate::capture::{Capture, CaptureKind, CaptureSettings, Either, Start};
+use crate::config::{Settings, SinkKind};
 use crate::crash_point::crash_point;
 use crate::event::Batch;
 use crate::fault::Fault;
@@ -292,16 +292,8 @@ impl<'a> Mover<'a> {
             registers: false,
             ..self.settings.outbox.clone()
         };
-        match kind {
-            CaptureKind::Table => {
-                let capture = TableCapture::new(outbox, database)?;
-                Relay::new(capture, sink, lease, how, stop).run().await?;
-            }
-            CaptureKind::Wal => {
-                let capture = WalCapture::new(outbox, database)?;
-                Relay::new(capture, sink, lease, how, stop).run().await?;
-            }
-        }
+        let capture = Either::new(kind, outbox, database)?;
+        Relay::new(capture, sink, lease, how, stop).run().await?;
         Ok(())
     }
 

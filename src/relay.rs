@@ -18,6 +18,9 @@ use crate::sink::Sink;
 const ACKNOWLEDGE_EVERY: Duration = Duration::from_secs(1);
 /// How often an active relay says in the log what it did.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
+/// How often is looked whether all is well while a batch is published, and after how long that is a line in the log.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+const SILENT: Duration = Duration::from_secs(5);
 /// Waiting times while a server is away.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(3));
 
@@ -94,7 +97,7 @@ impl<C: Capture, S: Sink, L: Lease> Relay<C, S, L> {
             let Err(fault) = self.turn().await else {
                 break Ok(self.published);
             };
-            self.sink.close().await;
+            self.close().await;
             if let Verdict::Stop(_) = fault.verdict() {
                 break Err(fault);
             }
@@ -103,10 +106,16 @@ impl<C: Capture, S: Sink, L: Lease> Relay<C, S, L> {
             }
             self.get_over(&fault).await;
         };
-        self.sink.close().await;
+        self.close().await;
         crash_point("relay.closed");
         self.lease.release().await;
         end
+    }
+
+    /// A relay that waits, for whatever it is, holds neither server.
+    async fn close(&mut self) {
+        self.capture.close();
+        self.sink.close().await;
     }
 
     /// From the lease to the end, or to the first fault.
@@ -219,15 +228,23 @@ impl<C: Capture, S: Sink, L: Lease> Relay<C, S, L> {
             )));
         }
         let (transactions, events) = (batch.transactions, batch.events);
+        let published = CancellationToken::new();
+        let publish = async {
+            let end = self.sink.publish(batch).await;
+            published.cancel();
+            end
+        };
         let (capture, stop) = (&mut self.capture, &self.stop);
-        let read_ahead = async {
-            match after.window {
+        let beside = async {
+            let next = match after.window {
                 Some(_) => next_or_stop(capture, &after, stop).await,
                 None => Ok(None),
-            }
+            };
+            let _ = (published.run_until_cancelled(take_care(capture, &self.lease))).await;
+            next
         };
-        let (published, next) = tokio::join!(self.sink.publish(batch), read_ahead);
-        published?;
+        let (end, next) = tokio::join!(publish, beside);
+        end?;
         self.backoff.reset();
         self.reopened = false;
         self.published.transactions += transactions;
@@ -271,6 +288,25 @@ impl<C: Capture, S: Sink, L: Lease> Relay<C, S, L> {
             biased;
             () = sleep(time) => {}
             () = self.stop.cancelled() => {}
+        }
+    }
+}
+
+/// While Kafka is silent: says so, and lets go of a PostgreSQL that shuts down. The lease is the first to hear of that.
+async fn take_care<C: Capture, L: Lease>(capture: &mut C, lease: &L) {
+    let since = Instant::now();
+    let (mut said, mut closed) = (false, false);
+    loop {
+        sleep(LOOK_EVERY).await;
+        let took = since.elapsed();
+        if took >= SILENT && !std::mem::replace(&mut said, true) {
+            let seconds = took.as_secs();
+            warn!(
+                "publishing takes long, {seconds} s so far: a large transaction, or Kafka does not answer; nothing is lost"
+            );
+        }
+        if lease.held().is_err() && !std::mem::replace(&mut closed, true) {
+            capture.close();
         }
     }
 }

@@ -8,10 +8,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::adopt::{self, Here, Names, Plan};
-use crate::capture::table::{TableCapture, origin};
-use crate::capture::wal::{WalCapture, make, timeline};
-use crate::capture::{Capture, CaptureSettings};
-use crate::config::{CaptureKind, Settings, SinkKind};
+use crate::capture::table::origin;
+use crate::capture::wal::{make, timeline};
+use crate::capture::{CaptureKind, CaptureSettings, Either};
+use crate::config::{Settings, SinkKind};
 use crate::database::Database;
 use crate::fault::Fault;
 use crate::lease::{AdvisoryLease, Lease};
@@ -50,6 +50,14 @@ pub async fn run(settings: &Settings, until_caught_up: bool) -> Result<Published
     }
 }
 
+fn capture(settings: &Settings) -> Result<Either, Fault> {
+    Either::new(
+        settings.capture,
+        settings.outbox.clone(),
+        &settings.database,
+    )
+}
+
 async fn supervise<S: Sink>(
     settings: &Settings,
     until_caught_up: bool,
@@ -57,43 +65,7 @@ async fn supervise<S: Sink>(
     lease: AdvisoryLease,
     asked_to_stop: impl Future<Output = &'static str>,
 ) -> Result<Published, Fault> {
-    let (outbox, database) = (settings.outbox.clone(), &settings.database);
-    match settings.capture {
-        CaptureKind::Table => {
-            let capture = TableCapture::new(outbox, database)?;
-            drive(
-                settings,
-                until_caught_up,
-                capture,
-                sink,
-                lease,
-                asked_to_stop,
-            )
-            .await
-        }
-        CaptureKind::Wal => {
-            let capture = WalCapture::new(outbox, database)?;
-            drive(
-                settings,
-                until_caught_up,
-                capture,
-                sink,
-                lease,
-                asked_to_stop,
-            )
-            .await
-        }
-    }
-}
-
-async fn drive<C: Capture, S: Sink>(
-    settings: &Settings,
-    until_caught_up: bool,
-    capture: C,
-    sink: S,
-    lease: AdvisoryLease,
-    asked_to_stop: impl Future<Output = &'static str>,
-) -> Result<Published, Fault> {
+    let capture = capture(settings)?;
     let stop = CancellationToken::new();
     let how = RelaySettings {
         start: settings.start,
@@ -237,17 +209,8 @@ async fn take_over(
         rename(client, names).await?;
     }
     if !plan.changes.is_empty() {
-        let (outbox, database) = (settings.outbox.clone(), &settings.database);
-        match settings.capture {
-            CaptureKind::Table => {
-                let mut capture = TableCapture::new(outbox, database)?;
-                adopt::carry_out(&plan, &mut sink, &mut capture).await?;
-            }
-            CaptureKind::Wal => {
-                let mut capture = WalCapture::new(outbox, database)?;
-                adopt::carry_out(&plan, &mut sink, &mut capture).await?;
-            }
-        }
+        let mut capture = capture(settings)?;
+        adopt::carry_out(&plan, &mut sink, &mut capture).await?;
     }
     sink.close().await;
     Ok(plan)

@@ -1,7 +1,7 @@
 -- Slot, publication and the limit of kept WAL. Newer versions of pg_replication_slots have more columns, hence the JSON.
 -- The last column is asked after a commit of ours, so it lies above all ids that were streamed before: a transaction that
 -- waits for a synchronous standby is streamed, but a snapshot may not have reached it.
-select s.plugin, coalesce(s.database = current_database(), false), s.active_pid, coalesce(s.wal_status, 'lost'),
+select s.plugin, coalesce(s.database = current_database(), false), to_jsonb(s) ->> 'inactive_since', coalesce(s.wal_status, 'lost'),
        to_jsonb(s) ->> 'invalidation_reason', s.confirmed_flush_lsn::text,
        coalesce(pg_wal_lsn_diff(pg_current_wal_insert_lsn(), s.restart_lsn), 0)::bigint, s.safe_wal_size,
        exists (select from pg_publication p

@@ -1,6 +1,7 @@
 //! Captures: where committed transactions come from.
 
 pub(crate) mod columns;
+mod either;
 pub mod registry;
 pub(crate) mod route;
 pub mod table;
@@ -10,6 +11,7 @@ mod window;
 use std::time::Duration;
 
 pub use self::columns::Columns;
+pub use self::either::{CaptureKind, Either};
 pub use self::window::BatchLimits;
 use crate::event::Batch;
 use crate::fault::Fault;
@@ -82,4 +84,8 @@ pub trait Capture {
     /// # Errors
     /// [`Fault::Refused`] if another name serves this table.
     async fn acknowledge(&mut self, position: &Position) -> Result<(), Fault>;
+
+    /// Lets go of the server; the next call connects anew. A capture that is not read must not stay connected: a server
+    /// that shuts down waits for each replication stream to say that it has all.
+    fn close(&mut self);
 }

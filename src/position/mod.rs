@@ -399,8 +399,8 @@ impl Position {
         }
     }
 
-    /// Whether the transaction `xid` with its last row `last_seq` was handed out. For a place in the WAL that holds too many
-    /// transactions to name, `false` is no proof.
+    /// Whether the transaction `xid` with its last row `last_seq` was handed out. `false` is no proof unless it
+    /// [`names_all`](Self::names_all).
     #[must_use]
     pub fn covers(&self, xid: Xid, last_seq: i64) -> bool {
         let in_window = |window: &Window| window.until.sees(xid) && last_seq <= window.last_seq;
@@ -408,6 +408,12 @@ impl Position {
         self.seen.sees(xid)
             || self.window.as_ref().is_some_and(in_window)
             || beyond.is_some_and(|beyond| beyond.contains(xid))
+    }
+
+    /// Whether [`covers`](Self::covers) is certain when it says no.
+    #[must_use]
+    pub fn names_all(&self) -> bool {
+        self.streamed.as_ref().is_none_or(|it| it.beyond.is_some())
     }
 
     /// The same place as the table capture holds it: a snapshot that sees exactly what was handed out. `None` if that is not

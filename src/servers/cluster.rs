@@ -454,6 +454,7 @@ mod tests {
     fn every_version_has_binaries_here() {
         for version in [
             PostgresVersion::V14,
+            PostgresVersion::V15,
             PostgresVersion::V17,
             PostgresVersion::V18,
         ] {

@@ -17,6 +17,8 @@ const SERVER: &str = "PostgreSQL";
 pub enum PostgresVersion {
     /// 14, the oldest that is supported.
     V14,
+    /// 15.
+    V15,
     /// 17.
     #[default]
     V17,
@@ -30,6 +32,7 @@ impl PostgresVersion {
     pub fn major(self) -> u32 {
         match self {
             Self::V14 => 14,
+            Self::V15 => 15,
             Self::V17 => 17,
             Self::V18 => 18,
         }

@@ -56,7 +56,7 @@ pub struct History<'p> {
 pub struct Published {
     /// The first known position that covers it.
     step: usize,
-    /// Its `max(seq)`, where the step was one Kafka transaction: inside one it decides.
+    /// Its `max(seq)`, where the step was one Kafka transaction of the table capture: inside one it decides.
     last_seq: i64,
 }
 
@@ -65,9 +65,11 @@ impl<'p> History<'p> {
     pub fn new(marks: &'p [Mark], positions: &'p [PositionRecord]) -> Self {
         let mut marks = marks.iter().peekable();
         let mut known: Vec<Known<'p>> = Vec::new();
-        // A position that goes back is reported by the check; here it would make no order.
+        // A position that goes back is reported by the check; here it would make no order. One that can't name all that it
+        // covers says less than the one before.
         let mut add = |next: Known<'p>| match known.last() {
             Some(last) if !last.position.precedes(next.position) => {}
+            _ if !next.position.names_all() => {}
             _ => known.push(next),
         };
         for record in positions {
@@ -105,9 +107,14 @@ impl<'p> History<'p> {
         published.step < self.known.len() && !from_before
     }
 
-    /// Whether a step is one Kafka transaction.
+    /// Whether a step is one Kafka transaction, inside which the rows say the order. That of commits they don't.
     fn is_exact(&self, step: usize) -> bool {
-        let number = |step: usize| self.known.get(step)?.kafka_transaction;
+        let number = |step: usize| {
+            let known = self.known.get(step)?;
+            known
+                .kafka_transaction
+                .filter(|_| known.position.streamed.is_none())
+        };
         let before = step.checked_sub(1).and_then(number);
         before.is_some_and(|before| number(step) == Some(before + 1))
     }
@@ -168,6 +175,30 @@ mod tests {
         let records = [record(4, position("10:10:")), record(6, position("20:20:"))];
         let history = History::new(&[], &records);
         assert_eq!(history.published(12, 3), history.published(11, 7));
+    }
+
+    #[test]
+    fn inside_one_kafka_transaction_rows_do_not_tell_the_order_of_commits() {
+        let streamed = |lsn: u64, beyond: Option<&[Xid]>| {
+            let beyond = beyond.map(|xids| xids.iter().copied().collect());
+            Position::at_lsn(
+                position("1:1:").origin,
+                lsn.into(),
+                "10:10:".parse().unwrap(),
+                beyond,
+            )
+        };
+        let records = [
+            record(4, streamed(1, Some(&[]))),
+            record(5, streamed(2, Some(&[12, 11]))),
+            record(6, streamed(3, None)),
+            record(7, streamed(4, Some(&[11, 12, 14, 15]))),
+        ];
+        let history = History::new(&[], &records);
+        assert_eq!(history.published(12, 3), history.published(11, 7));
+        assert!(history.published(12, 3) < history.published(14, 1));
+        assert!(history.is_due(history.published(15, 8)));
+        assert!(!history.is_due(history.published(16, 9)));
     }
 
     #[test]

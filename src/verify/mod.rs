@@ -93,13 +93,15 @@ pub async fn verify(settings: &Settings) -> Result<Findings, Fault> {
     let progress = Progress::new();
     let positions = positions(settings).await?;
     let client = settings.database.connect().await?;
-    let (here, next_xid) = origin(&client, &settings.outbox.table, settings.capture.name()).await?;
     let last = positions.last().ok_or_else(|| {
         let name = &settings.name;
         Fault::Refused(format!(
             "relay {name} has no position in this Kafka, so there is nothing to verify"
         ))
     })?;
+    // Whichever capture made the positions, what they cover can be told.
+    let capture = &last.position.origin.capture;
+    let (here, next_xid) = origin(&client, &settings.outbox.table, capture).await?;
     here.accepts(&last.position, next_xid)?;
     let marks = history::marks(&client, &settings.name).await?;
     let history = History::new(&marks, &positions);

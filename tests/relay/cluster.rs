@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use outbox_relay::config::CaptureKind;
+use outbox_relay::capture::CaptureKind;
 use tokio::time::sleep;
 
 use crate::support::cluster::{coordinator_of, leader_of, need_copies};

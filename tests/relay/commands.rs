@@ -2,11 +2,13 @@
 
 use std::process::Output;
 
+use outbox_relay::capture::CaptureKind;
 use outbox_relay::init;
 use tokio::process::Command;
 
 use crate::support::process::{RelayOf, binary};
 use crate::support::scan::records;
+use crate::support::scene::Scene;
 use crate::support::servers::{TestDatabase, connect, shared};
 use crate::support::{unique, within};
 
@@ -110,54 +112,52 @@ fn writers_mistakes_fail_in_their_own_transaction() {
     });
 }
 
-#[test]
-fn each_form_of_publish_arrives_byte_for_byte() {
-    within(90, async {
-        let database = TestDatabase::new().await;
-        let (name, topic) = (unique("relay"), unique("topic"));
-        let client = database.connect().await;
-        let statement = "begin;
-            select outbox.publish('T', 'k', 'plain text');
-            select outbox.publish('T', 'k', '{\"a\": 1}'::jsonb, 'Created', '{\"traceparent\": \"00\"}');
-            select outbox.publish('T', 'k', '\\x00ff'::bytea);
-            select outbox.publish('T', 'k', null::bytea);
-            insert into outbox.events (aggregate_type, aggregate_id, payload) values ('T', 'k', 'routed');
-            commit";
-        client
-            .batch_execute(&statement.replace("'T'", &format!("'{topic}'")))
+both_captures!(90, each_form_of_publish_arrives_byte_for_byte);
+
+async fn each_form_of_publish_arrives_byte_for_byte(capture: CaptureKind) {
+    let scene = Scene::of(capture).await;
+    let (topic, relay) = (unique("topic"), &scene.relay);
+    let client = scene.database.connect().await;
+    let statement = "begin;
+        select outbox.publish('T', 'k', 'plain text');
+        select outbox.publish('T', 'k', '{\"a\": 1}'::jsonb, 'Created', '{\"traceparent\": \"00\"}');
+        select outbox.publish('T', 'k', '\\x00ff'::bytea);
+        select outbox.publish('T', 'k', null::bytea);
+        insert into outbox.events (aggregate_type, aggregate_id, payload) values ('T', 'k', 'routed');
+        commit";
+    client
+        .batch_execute(&statement.replace("'T'", &format!("'{topic}'")))
+        .await
+        .unwrap();
+    relay.catch_up().await;
+    let found = records(&relay.brokers, &topic).await;
+    let values: Vec<Option<&[u8]>> = found.iter().map(|record| record.value.as_deref()).collect();
+    assert_eq!(
+        values,
+        [
+            Some(&b"plain text"[..]),
+            Some(b"{\"a\": 1}"),
+            Some(&[0, 255]),
+            None
+        ]
+    );
+    assert!(
+        found[1]
+            .headers
+            .contains(&("traceparent".into(), Some("00".into()))),
+        "{:?}",
+        found[1].headers
+    );
+    assert_eq!(
+        records(&relay.brokers, &format!("outbox.event.{topic}"))
             .await
-            .unwrap();
-        let relay = RelayOf::new(&name, &database).await;
-        relay.catch_up().await;
-        let found = records(&relay.brokers, &topic).await;
-        let values: Vec<Option<&[u8]>> =
-            found.iter().map(|record| record.value.as_deref()).collect();
-        assert_eq!(
-            values,
-            [
-                Some(&b"plain text"[..]),
-                Some(b"{\"a\": 1}"),
-                Some(&[0, 255]),
-                None
-            ]
-        );
-        assert!(
-            found[1]
-                .headers
-                .contains(&("traceparent".into(), Some("00".into()))),
-            "{:?}",
-            found[1].headers
-        );
-        assert_eq!(
-            records(&relay.brokers, &format!("outbox.event.{topic}"))
-                .await
-                .len(),
-            1
-        );
-        // Nothing new: it ends at once and publishes nothing again.
-        relay.catch_up().await;
-        assert_eq!(records(&relay.brokers, &topic).await.len(), 4);
-    });
+            .len(),
+        1
+    );
+    // Nothing new: it ends at once and publishes nothing again.
+    relay.catch_up().await;
+    assert_eq!(records(&relay.brokers, &topic).await.len(), 4);
+    scene.drop_slots().await;
 }
 
 #[test]
@@ -193,35 +193,33 @@ fn without_init_it_says_so() {
     });
 }
 
-#[test]
-fn a_deleted_position_topic_is_no_first_start() {
-    within(90, async {
-        let database = TestDatabase::new().await;
-        let relay = RelayOf::new(&unique("relay"), &database).await;
-        relay.catch_up().await;
-        let other = RelayOf {
-            name: unique("other"),
-            ..relay.clone()
-        };
-        let output = other.command().output().await.unwrap();
-        assert_eq!(output.status.code(), Some(3), "{output:?}");
-        assert!(
-            text(&output.stderr).contains("one name serves a table"),
-            "{output:?}"
-        );
-        // As if the topic had gone: the name is known to the database, not to Kafka.
-        let client = database.connect().await;
-        client
-            .execute("update outbox.relay set name = $1", &[&other.name])
-            .await
-            .unwrap();
-        let output = other.command().output().await.unwrap();
-        assert_eq!(output.status.code(), Some(3), "{output:?}");
-        assert!(
-            text(&output.stderr).contains("has no position in Kafka"),
-            "{output:?}"
-        );
-    });
+both_captures!(90, a_deleted_position_topic_is_no_first_start);
+
+async fn a_deleted_position_topic_is_no_first_start(capture: CaptureKind) {
+    let mut scene = Scene::of(capture).await;
+    scene.relay.catch_up().await;
+    scene.relay.name = unique("other");
+    scene.make_slot().await;
+    let (database, other) = (&scene.database, &scene.relay);
+    let output = other.command().output().await.unwrap();
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    assert!(
+        text(&output.stderr).contains("one name serves a table"),
+        "{output:?}"
+    );
+    // As if the topic had gone: the name is known to the database, not to Kafka.
+    let client = database.connect().await;
+    client
+        .execute("update outbox.relay set name = $1", &[&other.name])
+        .await
+        .unwrap();
+    let output = other.command().output().await.unwrap();
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    assert!(
+        text(&output.stderr).contains("has no position in Kafka"),
+        "{output:?}"
+    );
+    scene.drop_slots().await;
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::os::unix::process::ExitStatusExt;
 
 use futures_util::{StreamExt, stream};
 use nix::sys::signal::Signal;
-use outbox_relay::config::CaptureKind;
+use outbox_relay::capture::CaptureKind;
 use outbox_relay::crash_point::CRASH_POINTS;
 use tokio::process::Command;
 

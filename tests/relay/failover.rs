@@ -2,7 +2,7 @@
 
 use std::process::Output;
 
-use outbox_relay::config::CaptureKind;
+use outbox_relay::capture::CaptureKind;
 use outbox_relay::servers::Postgres;
 use tokio::process::Command;
 use tokio_postgres::Client;

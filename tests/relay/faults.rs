@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use outbox_relay::config::CaptureKind;
+use outbox_relay::capture::CaptureKind;
 use outbox_relay::servers::PostgresVersion;
 use tokio::time::sleep;
 
@@ -11,7 +11,7 @@ use crate::support::process::{RelayOf, RelayProcess};
 use crate::support::scene::{Scene, clean};
 use crate::support::servers::{TestDatabase, own_kafka, own_postgres, shared};
 use crate::support::until;
-use crate::support::writers::{Load, Writers};
+use crate::support::writers::{Load, Writers, set_up};
 
 both_captures!(
     180,
@@ -100,6 +100,31 @@ async fn postgresql_is_restarted(capture: CaptureKind) {
     writers.stop().await;
     relay.terminate().await;
     clean(&scene.check().await, 600);
+}
+
+both_captures!(120, a_relay_that_waits_for_kafka_lets_postgresql_shut_down);
+
+/// A server that shuts down waits for what it has sent to be confirmed, for as long as the stream is there.
+async fn a_relay_that_waits_for_kafka_lets_postgresql_shut_down(capture: CaptureKind) {
+    let mut kafka = own_kafka().await;
+    let mut postgres = own_postgres(PostgresVersion::V17, &[]).await;
+    let mut scene = Scene::on(TestDatabase::on(&postgres).await, capture).await;
+    scene.relay.brokers = kafka.brokers().to_owned();
+    set_up(&scene.database, 1).await;
+    scene.commit("before", 1, 1).await;
+    let relay = scene.relay.start().await;
+    until("all is published", 30, async || {
+        scene.acknowledged("true", &[]).await == 1
+    })
+    .await;
+    kafka.kill9(1).await.unwrap();
+    scene.commit("after", 1, 3).await;
+    relay.says("publishing takes long").await;
+    postgres.stop_fast().await.unwrap();
+    postgres.start().await.unwrap();
+    kafka.start(1).await.unwrap();
+    relay.terminate().await;
+    clean(&scene.check().await, 2);
 }
 
 both_captures!(

@@ -4,7 +4,7 @@
 macro_rules! both_captures {
     ($seconds:literal, $test:ident) => {
         mod $test {
-            use outbox_relay::config::CaptureKind;
+            use outbox_relay::capture::CaptureKind;
 
             #[test]
             fn table() {

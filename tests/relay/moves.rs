@@ -4,7 +4,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::Output;
 
 use nix::sys::signal::Signal;
-use outbox_relay::config::CaptureKind;
+use outbox_relay::capture::CaptureKind;
 use outbox_relay::servers::PostgresVersion;
 use tokio::process::Command;
 use tokio_postgres::Client;

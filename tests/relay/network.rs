@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use outbox_relay::config::CaptureKind;
+use outbox_relay::capture::CaptureKind;
 use tokio::time::sleep;
 use url::Url;
 

@@ -1,6 +1,6 @@
 //! Prepared transactions outlive sessions, and relays.
 
-use outbox_relay::config::CaptureKind;
+use outbox_relay::capture::CaptureKind;
 
 use crate::support::scan::{records, records_from};
 use crate::support::scene::{Scene, clean};

@@ -5,12 +5,14 @@ use std::process::Output;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use outbox_relay::capture::CaptureKind;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use tokio_postgres::Client;
 
 use crate::support::process::RelayOf;
 use crate::support::scan::records;
+use crate::support::scene::Scene;
 use crate::support::servers::{TestDatabase, own_kafka};
 use crate::support::{unique, until, within};
 
@@ -197,23 +199,21 @@ fn poll_ms_min_and_max_say_how_often_it_looks() {
     });
 }
 
-#[test]
-fn start_now_leaves_out_what_was_committed_before() {
-    within(90, async {
-        let database = TestDatabase::new().await;
-        let (client, topic) = (database.connect().await, unique("topic"));
-        publish(&client, &topic, "before").await;
-        let relay = RelayOf::new(&unique("relay"), &database)
-            .await
-            .with(&["--start", "now"]);
-        relay.catch_up().await;
-        publish(&client, &topic, "after").await;
-        relay.catch_up().await;
-        let found = records(&relay.brokers, &topic).await;
-        let values: Vec<_> = found
-            .iter()
-            .map(|record| record.value.as_deref().unwrap())
-            .collect();
-        assert_eq!(values, [b"after"]);
-    });
+both_captures!(90, start_now_leaves_out_what_was_committed_before);
+
+async fn start_now_leaves_out_what_was_committed_before(capture: CaptureKind) {
+    let mut scene = Scene::of(capture).await;
+    let (client, topic) = (scene.database.connect().await, unique("topic"));
+    publish(&client, &topic, "before").await;
+    scene.relay = scene.relay.with(&["--start", "now"]);
+    scene.relay.catch_up().await;
+    publish(&client, &topic, "after").await;
+    scene.relay.catch_up().await;
+    let found = records(&scene.relay.brokers, &topic).await;
+    let values: Vec<_> = found
+        .iter()
+        .map(|record| record.value.as_deref().unwrap())
+        .collect();
+    assert_eq!(values, [b"after"]);
+    scene.drop_slots().await;
 }

@@ -1,6 +1,6 @@
 //! Transactions that are unusual in size.
 
-use outbox_relay::config::CaptureKind;
+use outbox_relay::capture::CaptureKind;
 
 use crate::support::proxy::{KafkaProxy, Weather};
 use crate::support::scene::{Scene, clean};

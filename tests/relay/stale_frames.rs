@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use outbox_relay::capture::CaptureKind;
 use outbox_relay::event::Slice;
 use outbox_relay::fault::Fault;
 use outbox_relay::ledger::Report;
@@ -18,8 +19,8 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use crate::support::local::beside;
 use crate::support::proxy::{Act, Api, At, KafkaProxy};
 use crate::support::scene::{Scene, clean};
+use crate::support::until;
 use crate::support::writers::{Load, Writers};
-use crate::support::{until, within};
 
 /// Shows every commit that answered OK as a clean one: the relay without the recycling rule.
 struct Blind(ThreadShell);
@@ -78,8 +79,12 @@ struct Outcome {
 
 /// Holds the EndTxn of one transaction until its retry went through and the events of the next one are in Kafka, lets it
 /// go there, and judges. `shell` decides whether the rule holds.
-async fn outcome_of<S: Shell>(stale: Stale, shell: impl FnOnce(ThreadShell) -> S) -> Outcome {
-    let scene = Scene::new().await;
+async fn outcome_of<S: Shell>(
+    capture: CaptureKind,
+    stale: Stale,
+    shell: impl FnOnce(ThreadShell) -> S,
+) -> Outcome {
+    let scene = Scene::of(capture).await;
     let proxy = KafkaProxy::start(&scene.relay.brokers).await.unwrap();
     let mut relay = scene.relay.clone();
     relay.brokers = proxy.brokers();
@@ -160,34 +165,30 @@ fn damaged(outcome: &Outcome) {
     assert!(!outcome.report.is_clean(), "{}", outcome.report);
 }
 
-#[test]
-fn a_stale_commit_is_fenced() {
-    within(90, async {
-        survived(&outcome_of(Stale::Commit, |shell| shell).await)
-    });
+both_captures!(90, a_stale_commit_is_fenced);
+
+async fn a_stale_commit_is_fenced(capture: CaptureKind) {
+    survived(&outcome_of(capture, Stale::Commit, |shell| shell).await)
 }
 
-#[test]
-fn without_the_recycling_rule_a_stale_commit_doubles_events() {
-    within(90, async {
-        let outcome = outcome_of(Stale::Commit, Blind).await;
-        damaged(&outcome);
-        assert!(outcome.report.doubled.count > 0, "{}", outcome.report);
-    });
+both_captures!(90, without_the_recycling_rule_a_stale_commit_doubles_events);
+
+async fn without_the_recycling_rule_a_stale_commit_doubles_events(capture: CaptureKind) {
+    let outcome = outcome_of(capture, Stale::Commit, Blind).await;
+    damaged(&outcome);
+    assert!(outcome.report.doubled.count > 0, "{}", outcome.report);
 }
 
-#[test]
-fn a_stale_abort_is_fenced() {
-    within(90, async {
-        survived(&outcome_of(Stale::Abort, |shell| shell).await)
-    });
+both_captures!(90, a_stale_abort_is_fenced);
+
+async fn a_stale_abort_is_fenced(capture: CaptureKind) {
+    survived(&outcome_of(capture, Stale::Abort, |shell| shell).await)
 }
 
-#[test]
-fn without_the_recycling_rule_a_stale_abort_loses_events() {
-    within(90, async {
-        let outcome = outcome_of(Stale::Abort, Blind).await;
-        damaged(&outcome);
-        assert!(outcome.report.lost.count > 0, "{}", outcome.report);
-    });
+both_captures!(90, without_the_recycling_rule_a_stale_abort_loses_events);
+
+async fn without_the_recycling_rule_a_stale_abort_loses_events(capture: CaptureKind) {
+    let outcome = outcome_of(capture, Stale::Abort, Blind).await;
+    damaged(&outcome);
+    assert!(outcome.report.lost.count > 0, "{}", outcome.report);
 }

@@ -4,36 +4,29 @@ use std::time::Duration;
 
 use outbox_relay::capture::table::TableCapture;
 use outbox_relay::capture::wal::WalCapture;
-use outbox_relay::capture::{BatchLimits, Capture, CaptureSettings, Columns, Start};
-use outbox_relay::event::Batch;
-use outbox_relay::fault::Fault;
-use outbox_relay::position::Position;
+use outbox_relay::capture::{BatchLimits, CaptureKind, CaptureSettings, Columns, Either};
 
 use crate::mutations::{MutatedTable, MutatedWal, Mutation};
 use crate::postgres::shell::{NAME, PostgresShell, TABLE};
 use crate::postgres::wal::WalShell;
 use crate::process::Process;
-use crate::scenario::{Kind, Scenario};
+use crate::scenario::Scenario;
 use crate::world::World;
 
 /// One of them.
-pub enum AnyCapture {
-    Table(Box<TableCapture<MutatedTable<PostgresShell>>>),
-    Wal(Box<WalCapture<MutatedWal>>),
-}
+pub type AnyCapture = Either<TableCapture<MutatedTable<PostgresShell>>, WalCapture<MutatedWal>>;
 
-impl AnyCapture {
-    pub fn new(world: &World, process: &Process, mutation: Mutation) -> Self {
-        let settings = settings(world.scenario(), process);
-        match world.scenario().capture {
-            Kind::Table => {
-                let shell = MutatedTable::new(PostgresShell::new(world), mutation);
-                Self::Table(TableCapture::with_shell(settings, shell).into())
-            }
-            Kind::Wal => {
-                let shell = MutatedWal::new(WalShell::new(world, process), mutation);
-                Self::Wal(WalCapture::with_shell(settings, shell).into())
-            }
+/// The one of the scenario.
+pub fn capture(world: &World, process: &Process, mutation: Mutation) -> AnyCapture {
+    let settings = settings(world.scenario(), process);
+    match world.scenario().capture {
+        CaptureKind::Table => {
+            let shell = MutatedTable::new(PostgresShell::new(world), mutation);
+            Either::Table(TableCapture::with_shell(settings, shell).into())
+        }
+        CaptureKind::Wal => {
+            let shell = MutatedWal::new(WalShell::new(world, process), mutation);
+            Either::Wal(WalCapture::with_shell(settings, shell).into())
         }
     }
 }
@@ -54,28 +47,5 @@ fn settings(scenario: &Scenario, process: &Process) -> CaptureSettings {
         poll_min: Duration::from_millis(5),
         poll_max: Duration::from_millis(100),
         slot: NAME.into(),
-    }
-}
-
-impl Capture for AnyCapture {
-    async fn genesis(&mut self, start: Start) -> Result<Position, Fault> {
-        match self {
-            Self::Table(capture) => capture.genesis(start).await,
-            Self::Wal(capture) => capture.genesis(start).await,
-        }
-    }
-
-    async fn next(&mut self, after: &Position) -> Result<Option<Batch>, Fault> {
-        match self {
-            Self::Table(capture) => capture.next(after).await,
-            Self::Wal(capture) => capture.next(after).await,
-        }
-    }
-
-    async fn acknowledge(&mut self, position: &Position) -> Result<(), Fault> {
-        match self {
-            Self::Table(capture) => capture.acknowledge(position).await,
-            Self::Wal(capture) => capture.acknowledge(position).await,
-        }
     }
 }

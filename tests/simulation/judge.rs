@@ -12,8 +12,8 @@ use uuid::Uuid;
 use crate::kafka::{Content, Kafka};
 use crate::postgres::Postgres;
 use crate::postgres::shell::topic_of;
-use crate::scenario::Kind;
 use crate::world::World;
+use outbox_relay::capture::CaptureKind;
 
 /// A broken invariant.
 #[derive(Clone, Debug)]
@@ -53,7 +53,7 @@ pub fn judge(world: &World, complete: bool) -> (Report, Vec<Violation>) {
     }
     violations.extend(positions_grow(&kafka));
     violations.extend(one_writer(&kafka));
-    if world.scenario().capture == Kind::Wal {
+    if world.scenario().capture == CaptureKind::Wal {
         let server = world.postgres();
         violations.extend(in_commit_order(&server, &kafka));
         violations.extend(positions_say_what_is_published(&server, &kafka));

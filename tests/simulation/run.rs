@@ -21,7 +21,7 @@ use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::capture::AnyCapture;
+use crate::capture::{AnyCapture, capture};
 use crate::faults;
 use crate::judge::{Violation, judge};
 use crate::kafka::{Content, network, producer::Producer};
@@ -29,9 +29,10 @@ use crate::lease::SimulatedLease;
 use crate::mutations::{MutatedProducer, MutatedProof, Mutation};
 use crate::postgres::shell::{NAME, PostgresShell};
 use crate::process::Process;
-use crate::scenario::{Kind, Scenario};
+use crate::scenario::Scenario;
 use crate::world::World;
 use crate::writers;
+use outbox_relay::capture::CaptureKind;
 
 /// After the last fault healed, all must be published within this time.
 const LAG_MAX: Duration = Duration::from_secs(60);
@@ -79,8 +80,8 @@ async fn live(scenario: Scenario, mutation: Mutation, traced: bool) -> Outcome {
     let world = World::new(scenario, traced);
     world.tell(|| format!("{:?}", world.scenario()));
     world.count(match world.scenario().capture {
-        Kind::Table => "seed of capture table",
-        Kind::Wal => "seed of capture wal",
+        CaptureKind::Table => "seed of capture table",
+        CaptureKind::Wal => "seed of capture wal",
     });
     world.spawn(writers::write_wal(world.clone()));
     world.spawn(writers::resolve_prepared(world.clone()));
@@ -305,7 +306,7 @@ impl Fleet {
     fn parts(&self, process: &Process) -> Parts {
         let (world, scenario) = (&self.world, self.world.scenario());
         let lease = SimulatedLease::new(world, process);
-        let capture = AnyCapture::new(world, process, self.mutation);
+        let capture = capture(world, process, self.mutation);
         let machine = Machine::new(process.name().into(), scenario.socket_timeout_ms);
         let producer = MutatedProducer::new(Producer::new(world, process), self.mutation);
         let proof = MutatedProof::new(lease.clone(), &producer);

@@ -2,27 +2,12 @@
 
 use std::time::Duration;
 
+use outbox_relay::capture::CaptureKind;
+
 /// Keys that a transaction touches, at most.
 pub const KEYS_OF_A_TRANSACTION: u64 = 3;
 /// Events of one key that a transaction has, at most.
 const EVENTS_OF_A_KEY: u64 = 30;
-
-/// Which capture runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    Table,
-    Wal,
-}
-
-impl Kind {
-    /// As a position names it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Table => "table",
-            Self::Wal => "wal",
-        }
-    }
-}
 
 /// Everything that is drawn once for a run.
 #[derive(Clone, Debug)]
@@ -55,7 +40,7 @@ pub struct Scenario {
     pub incidents: u64,
     /// The standby is promoted; it lacks so many records of the log.
     pub promotion: Option<u64>,
-    pub capture: Kind,
+    pub capture: CaptureKind,
     /// Events of one key that a transaction has, at most.
     pub events_of_a_key: u64,
     /// Between two LSNs of the simulated WAL.
@@ -81,7 +66,7 @@ impl Scenario {
     fn of_the_wal(self, random: &mut fastrand::Rng) -> Self {
         let events_of_a_key = random.u64(5..=EVENTS_OF_A_KEY);
         Self {
-            capture: Kind::Wal,
+            capture: CaptureKind::Wal,
             events_of_a_key,
             // No transaction is larger: a larger one goes to disk, by threads, which are not repeatable.
             events_max: KEYS_OF_A_TRANSACTION * events_of_a_key + random.u64(0..=5),
@@ -126,7 +111,7 @@ impl Scenario {
             frame_faults,
             query_faults,
             incidents: random.u64(0..=6),
-            capture: Kind::Table,
+            capture: CaptureKind::Table,
             events_of_a_key: EVENTS_OF_A_KEY,
             record_bytes: 1,
             sends_empty: false,

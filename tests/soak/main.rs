@@ -26,6 +26,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
+use outbox_relay::capture::CaptureKind;
 
 /// Runs the relay under writers and faults for a while, and then checks every event. Ctrl-C ends the faults early and
 /// checks; a second Ctrl-C ends at once.
@@ -48,6 +49,9 @@ pub struct Args {
     /// Kafka brokers. Some kinds of faults come with three only.
     #[arg(long, value_name = "N", default_value = "3", value_parser = one_or_three())]
     brokers: usize,
+    /// How the relay finds committed events.
+    #[arg(long, value_enum, default_value_t = CaptureKind::Table)]
+    capture: CaptureKind,
     /// Writes the report to this file as well.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,

@@ -71,7 +71,8 @@ impl Run {
             args.brokers
         ));
         let violations = Violations::default();
-        let stage = Arc::new(Stage::set_up(args.brokers, Arc::clone(&violations)).await);
+        let stage =
+            Arc::new(Stage::set_up(args.capture, args.brokers, Arc::clone(&violations)).await);
         show.say(&format!("data and logs in {}", own().folder().display()));
         let stop_watching = CancellationToken::new();
         let _watching = stop_watching.clone().drop_guard();
@@ -79,8 +80,11 @@ impl Run {
             watch: Watch::start(stage.brokers.addresses(), &Stage::topics(), stop_watching),
             outcome: Outcome {
                 command: format!(
-                    "soak --minutes {} --seed {seed} --transactions-per-second {} --brokers {}",
-                    args.minutes, args.transactions_per_second, args.brokers
+                    "soak --minutes {} --seed {seed} --transactions-per-second {} --brokers {} --capture {}",
+                    args.minutes,
+                    args.transactions_per_second,
+                    args.brokers,
+                    args.capture.name()
                 ),
                 seed,
                 postgres_version: stage.postgres_version().await,

@@ -2,8 +2,9 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use outbox_relay::config::CaptureKind;
+use outbox_relay::capture::CaptureKind;
 use outbox_relay::servers::{Postgres, PostgresVersion};
+use outbox_relay::supervisor::make_slot;
 use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
 
@@ -33,7 +34,7 @@ pub struct Stage {
 
 impl Stage {
     /// Brings all of it up, with so many brokers.
-    pub async fn set_up(brokers: usize, violations: Violations) -> Self {
+    pub async fn set_up(capture: CaptureKind, brokers: usize, violations: Violations) -> Self {
         // A lazy WAL writer, so that a crash loses more of what was committed asynchronously.
         let settings = [("wal_writer_delay", "1s"), ("autovacuum_naptime", "15s")];
         let postgres = own_postgres(PostgresVersion::V17, &settings);
@@ -48,7 +49,7 @@ impl Stage {
         ];
         let network = Network::before(brokers.addresses(), &database.url).await;
         let relay = RelayOf {
-            capture: CaptureKind::Table,
+            capture,
             name: NAME.to_owned(),
             // Its sessions are told from the writers' by this name.
             database_url: format!("{}?application_name=relay", network.database_url),
@@ -56,6 +57,11 @@ impl Stage {
             more: more.map(str::to_owned).into(),
             crash_at: None,
         };
+        if capture == CaptureKind::Wal {
+            let outbox = relay.options().outbox().expect("settings");
+            let made = make_slot(&database.database(), &outbox).await;
+            made.expect("a slot");
+        }
         Self {
             postgres: Mutex::new(postgres),
             database,
@@ -148,7 +154,7 @@ impl Stage {
     async fn terminate_sessions(&self) {
         self.try_sql(
             "select pg_terminate_backend(pid) from pg_stat_activity
-             where application_name in ('relay', 'outbox-relay lease') and random() < 0.6",
+             where application_name in ('relay', 'outbox-relay', 'outbox-relay lease') and random() < 0.6",
         )
         .await;
     }

@@ -3,10 +3,8 @@
 use std::future::Future;
 use std::sync::Arc;
 
-use outbox_relay::capture::table::TableCapture;
-use outbox_relay::capture::wal::WalCapture;
-use outbox_relay::config::{CaptureKind, Settings};
-use outbox_relay::fault::Fault;
+use outbox_relay::capture::Either;
+use outbox_relay::config::Settings;
 use outbox_relay::lease::AdvisoryLease;
 use outbox_relay::relay::{Relay, RelaySettings};
 use outbox_relay::sink::kafka::KafkaSink;
@@ -39,24 +37,16 @@ pub async fn beside<S: Shell, T>(
         until_caught_up: false,
     };
     let stop = CancellationToken::new();
+    let stopped = stop.clone();
     let script = async {
         let outcome = script.await;
-        stop.cancel();
+        stopped.cancel();
         outcome
     };
-    let (outbox, database) = (settings.outbox, &settings.database);
-    let (end, outcome): (Result<_, Fault>, T) = match settings.capture {
-        CaptureKind::Table => {
-            let capture = TableCapture::new(outbox, database).expect("a capture");
-            let relay = Relay::new(capture, sink, lease, how, stop.clone());
-            tokio::join!(relay.run(), script)
-        }
-        CaptureKind::Wal => {
-            let capture = WalCapture::new(outbox, database).expect("a capture");
-            let relay = Relay::new(capture, sink, lease, how, stop.clone());
-            tokio::join!(relay.run(), script)
-        }
-    };
+    let capture = Either::new(settings.capture, settings.outbox, &settings.database);
+    let capture = capture.expect("a capture");
+    let relay = Relay::new(capture, sink, lease, how, stop);
+    let (end, outcome) = tokio::join!(relay.run(), script);
     end.expect("the relay gets over it");
     outcome
 }

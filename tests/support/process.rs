@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use outbox_relay::config::{CaptureKind, Options};
+use outbox_relay::capture::CaptureKind;
+use outbox_relay::config::Options;
 use tokio::process::{Child, Command};
 
 use super::servers::{TestDatabase, own, shared};

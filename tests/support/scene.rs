@@ -1,6 +1,6 @@
 //! One database, its topics and its relay, and the ledger check at the end.
 
-use outbox_relay::config::CaptureKind;
+use outbox_relay::capture::CaptureKind;
 use outbox_relay::ledger::Report;
 use outbox_relay::position::Position;
 use outbox_relay::supervisor::make_slot;
@@ -33,15 +33,21 @@ impl Scene {
         let name = unique("relay");
         let mut relay = RelayOf::new(&name, &database).await;
         relay.capture = capture;
-        if capture == CaptureKind::Wal {
-            let outbox = relay.options().outbox().expect("settings");
-            let made = make_slot(&database.database(), &outbox).await;
-            assert_eq!(made.expect("a slot").len(), 2);
-        }
-        Self {
+        let scene = Self {
             database,
             prefix: format!("{name}-topic"),
             relay,
+        };
+        scene.make_slot().await;
+        scene
+    }
+
+    /// What capture wal needs for the relay's name, if that is its capture.
+    pub async fn make_slot(&self) {
+        if self.relay.capture == CaptureKind::Wal {
+            let outbox = self.relay.options().outbox().expect("settings");
+            let made = make_slot(&self.database.database(), &outbox).await;
+            assert_eq!(made.expect("a slot").len(), 2);
         }
     }
 
@@ -74,14 +80,19 @@ impl Scene {
         let client = self.database.connect().await;
         finish_prepared(&client, &self.database.name).await;
         self.relay.catch_up().await;
-        // Else it keeps the shared server's WAL.
+        self.drop_slots().await;
+        let ledger = ledger(&self.database).await;
+        check(&self.relay.brokers, &self.prefix, &self.relay.name, ledger).await
+    }
+
+    /// At the end of a test: a slot that is left keeps the shared server's WAL.
+    pub async fn drop_slots(&self) {
+        let client = self.database.connect().await;
         let drop = "select count(pg_drop_replication_slot(slot_name)) from pg_replication_slots where database = current_database()";
         until("no slot is left", 10, async || {
             client.query_one(drop, &[]).await.is_ok()
         })
         .await;
-        let ledger = ledger(&self.database).await;
-        check(&self.relay.brokers, &self.prefix, &self.relay.name, ledger).await
     }
 }
 

@@ -27,7 +27,7 @@ static OWN: LazyLock<Servers> = LazyLock::new(|| {
     };
     Servers::with(sources, None::<fn(&str)>).unwrap_or_else(|error| panic!("{error}"))
 });
-static OTHER_POSTGRES: [OnceCell<Postgres>; 2] = [const { OnceCell::const_new() }; 2];
+static OTHER_POSTGRES: [OnceCell<Postgres>; 3] = [const { OnceCell::const_new() }; 3];
 
 /// The shared servers; started by the first test that asks. If none can be had, that test fails and says what to install.
 pub async fn shared() -> &'static Shared {
@@ -54,8 +54,9 @@ pub fn own() -> &'static Servers {
 pub async fn postgres_of(version: PostgresVersion) -> &'static Postgres {
     let slot = match version {
         PostgresVersion::V14 => &OTHER_POSTGRES[0],
-        PostgresVersion::V18 => &OTHER_POSTGRES[1],
-        _ => return &shared().await.postgres,
+        PostgresVersion::V15 => &OTHER_POSTGRES[1],
+        PostgresVersion::V18 => &OTHER_POSTGRES[2],
+        PostgresVersion::V17 => return &shared().await.postgres,
     };
     slot.get_or_init(|| own_postgres(version, &[])).await
 }

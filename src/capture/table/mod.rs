@@ -108,8 +108,7 @@ impl<S: Shell> TableCapture<S> {
         let batch = self.reading().await?.look(after).await;
         if batch.is_err() {
             // A failed statement leaves the connection in a state that is not worth knowing.
-            self.session = None;
-            self.shell.disconnect();
+            self.close();
         }
         batch
     }
@@ -147,6 +146,11 @@ impl<S: Shell> Capture for TableCapture<S> {
             return Ok(());
         }
         self.shell.acknowledge(position).await
+    }
+
+    fn close(&mut self) {
+        self.session = None;
+        self.shell.disconnect();
     }
 }
 

@@ -138,6 +138,9 @@ impl<S: Shell> WalCapture<S> {
                 warn!("{warning}");
             }
         }
+        if let Some(slot) = &here.slot {
+            info!("replication slot {}: {slot}", self.settings.slot);
+        }
         let stream = self.shell.stream(&here.origin, from).await?;
         let assembly = Assembly::new(&self.settings, here.next_xid);
         let room = self.settings.batch.bytes_max.saturating_mul(ROOM);
@@ -204,9 +207,11 @@ impl<S: Shell> WalCapture<S> {
     async fn read(&mut self, after: &Position) -> Result<Option<Batch>, Fault> {
         // Taken out while it is used: a cancelled call leaves none behind, and the next one streams from `after` anew.
         let session = self.session.take();
-        let mut session = match session.filter(|it| it.stands_at == *after) {
-            Some(session) if self.shell.is_connected() => session,
-            _ => self.open(after).await?,
+        let goes_on = |it: &Session| it.stands_at == *after && self.shell.is_connected();
+        let session = session.filter(goes_on);
+        let mut session = match session {
+            Some(session) => session,
+            None => self.open(after).await?,
         };
         if session.is_rebase_due() {
             let present = self.shell.present().await?;
@@ -251,8 +256,7 @@ impl<S: Shell> Capture for WalCapture<S> {
     async fn next(&mut self, after: &Position) -> Result<Option<Batch>, Fault> {
         let batch = self.read(after).await;
         if batch.is_err() {
-            self.session = None;
-            self.shell.disconnect();
+            self.close();
         }
         batch
     }
@@ -266,6 +270,11 @@ impl<S: Shell> Capture for WalCapture<S> {
             session.pump.acknowledge(streamed(position)?.lsn);
         }
         Ok(())
+    }
+
+    fn close(&mut self) {
+        self.session = None;
+        self.shell.disconnect();
     }
 }
 

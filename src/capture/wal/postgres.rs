@@ -245,7 +245,7 @@ fn slot(row: &Row) -> Result<Option<Slot>, Fault> {
     Ok(Some(Slot {
         plugin,
         is_of_this_database: row.try_get(1)?,
-        active_pid: row.try_get(2)?,
+        inactive_since: row.try_get(2)?,
         wal_status: row.try_get(3)?,
         invalidation: row.try_get(4)?,
         confirmed: confirmed.map_or(Ok(Lsn::from(0)), lsn)?,

@@ -1,5 +1,7 @@
 //! The replication slot: what is known of it, and whether a position can be streamed from it. Pure.
 
+use std::fmt;
+
 use crate::fault::Fault;
 use crate::position::Lsn;
 
@@ -10,8 +12,8 @@ pub struct Slot {
     pub plugin: String,
     /// It belongs to this database.
     pub is_of_this_database: bool,
-    /// Process that streams from it.
-    pub active_pid: Option<i32>,
+    /// Since when nobody streams from it (17 and newer).
+    pub inactive_since: Option<String>,
     /// `reserved`, `extended`, `unreserved` or `lost`.
     pub wal_status: String,
     /// Why it can't be used any more (17 and newer).
@@ -22,6 +24,24 @@ pub struct Slot {
     pub retained_bytes: u64,
     /// Bytes that may still be written before it is in danger; none without a limit.
     pub safe_bytes: Option<i64>,
+}
+
+impl fmt::Display for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kept = self.retained_bytes;
+        write!(
+            f,
+            "{}, confirmed to {}, keeps {kept} bytes of WAL",
+            self.wal_status, self.confirmed
+        )?;
+        if let Some(safe) = self.safe_bytes {
+            write!(f, ", safe for {safe} bytes more")?;
+        }
+        match &self.inactive_since {
+            Some(since) => write!(f, ", inactive since {since}"),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Whether what commits beyond `position` can be streamed from the slot `name`.
@@ -86,7 +106,7 @@ mod tests {
         Slot {
             plugin: "pgoutput".into(),
             is_of_this_database: true,
-            active_pid: None,
+            inactive_since: None,
             wal_status: "reserved".into(),
             invalidation: None,
             confirmed: 100.into(),
@@ -117,6 +137,19 @@ mod tests {
         }
         let none = check("s", None, 100.into()).unwrap_err().to_string();
         assert!(none.contains("no replication slot s"), "{none}");
+    }
+
+    #[test]
+    fn what_is_known_of_a_slot_is_one_line() {
+        let known = Slot {
+            safe_bytes: Some(9),
+            inactive_since: Some("noon".into()),
+            ..slot()
+        };
+        assert_eq!(
+            known.to_string(),
+            "reserved, confirmed to 0/64, keeps 5 bytes of WAL, safe for 9 bytes more, inactive since noon"
+        );
     }
 
     #[test]

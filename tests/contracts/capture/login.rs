@@ -1,11 +1,11 @@
 //! The stream logs in as the other connections do: by password, with TLS or without.
 
-use outbox_relay::capture::Capture;
+use outbox_relay::capture::{Capture, CaptureKind};
 use outbox_relay::fault::Fault;
 use outbox_relay::servers::{Postgres, PostgresVersion};
 use tokio_postgres::Client;
 
-use super::place::{Kind, Place, Reader, insert, sql};
+use super::place::{Place, Reader, insert, sql};
 use crate::support::servers::{connect, own_postgres};
 use crate::support::within;
 
@@ -59,7 +59,7 @@ fn by_password_and_tls() {
     within(120, async {
         for method in ["scram-sha-256", "md5", "password"] {
             let (postgres, certificate) = strict(method).await;
-            let mut place = Place::on(&postgres, Kind::Wal).await;
+            let mut place = Place::on(&postgres, CaptureKind::Wal).await;
             let roots = tempfile::NamedTempFile::new().unwrap();
             std::fs::write(roots.path(), certificate).unwrap();
             let open = place.database.url.clone();

@@ -1,4 +1,4 @@
-//! The contract of `Capture`: one suite for both, against PostgreSQL 14, 17 and 18. What only one of them has is beside it.
+//! The contract of `Capture`: one suite for both, against PostgreSQL 14, 15, 17 and 18. What only one of them has is beside it.
 
 mod login;
 mod place;
@@ -7,13 +7,13 @@ mod wal;
 
 use std::time::Duration;
 
-use outbox_relay::capture::{BatchLimits, Capture, CaptureSettings, Columns, Start};
+use outbox_relay::capture::{BatchLimits, Capture, CaptureKind, CaptureSettings, Columns, Start};
 use outbox_relay::fault::Fault;
 use outbox_relay::position::{Mismatch, Position};
 use outbox_relay::servers::PostgresVersion;
 
-use self::place::{Kind, Reader, on_all, payload};
 pub use self::place::{Place, insert, on_table, settings, sql};
+use self::place::{Reader, on_all, payload};
 use crate::support::servers::own_postgres;
 use crate::support::{until, within};
 
@@ -207,7 +207,7 @@ fn nothing_is_handed_out_before_it_is_durable() {
     within(120, async {
         // The WAL writer is slow, so an asynchronous commit stays in memory unless somebody flushes it.
         let mut postgres = own_postgres(PostgresVersion::V17, &[("wal_writer_delay", "10s")]).await;
-        for kind in [Kind::Table, Kind::Wal] {
+        for kind in [CaptureKind::Table, CaptureKind::Wal] {
             let place = Place::on(&postgres, kind).await;
             let client = place.connect().await;
             let mut reader = Reader::new(&place, place.settings()).await;
@@ -268,7 +268,7 @@ fn a_position_of_another_place_or_of_the_future_is_refused() {
             refused(|p| p.seen = "900000000:900000000:".parse().unwrap()).await,
             Mismatch::Ahead(..)
         ));
-        if place.kind == Kind::Wal {
+        if place.kind == CaptureKind::Wal {
             let mismatch = refused(|p| {
                 p.streamed.as_mut().unwrap().lsn = "FFFF/0".parse().unwrap();
             });
@@ -381,7 +381,7 @@ fn linger_lets_transactions_share_a_batch() {
         };
         let mut reader = Reader::new(place, slow).await;
         insert(&client, "1").await;
-        if place.kind == Kind::Wal {
+        if place.kind == CaptureKind::Wal {
             // Past what it must bring first.
             assert_eq!(reader.all().await, [["1"]]);
             insert(&client, "1").await;

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use outbox_relay::capture::table::TableCapture;
-use outbox_relay::capture::wal::{WalCapture, make};
-use outbox_relay::capture::{BatchLimits, Capture, CaptureSettings, Columns, Start};
+use outbox_relay::capture::wal::make;
+use outbox_relay::capture::{
+    BatchLimits, Capture, CaptureKind, CaptureSettings, Columns, Either, Start,
+};
 use outbox_relay::database::Database;
-use outbox_relay::event::{Batch, Event};
-use outbox_relay::fault::Fault;
+use outbox_relay::event::Event;
 use outbox_relay::position::Position;
 use outbox_relay::servers::{Postgres, PostgresVersion};
 use tokio_postgres::Client;
@@ -15,21 +15,14 @@ use tokio_postgres::Client;
 use crate::support::servers::{TestDatabase, postgres_of};
 use crate::support::{until, within};
 
-/// Which capture.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    Table,
-    Wal,
-}
-
 /// One capture on one database.
 pub struct Place {
-    pub kind: Kind,
+    pub kind: CaptureKind,
     pub database: TestDatabase,
 }
 
 impl Place {
-    pub async fn on(postgres: &Postgres, kind: Kind) -> Self {
+    pub async fn on(postgres: &Postgres, kind: CaptureKind) -> Self {
         let place = Self {
             kind,
             database: TestDatabase::on(postgres).await,
@@ -40,7 +33,7 @@ impl Place {
 
     /// What `init --capture` makes.
     pub async fn prepare(&self, settings: &CaptureSettings) {
-        if self.kind == Kind::Wal {
+        if self.kind == CaptureKind::Wal {
             let database = self.at();
             (make::make_publication(&database, settings).await).expect("a publication");
             (make::make_slot(&database, settings, |_| ()).await).expect("a slot");
@@ -54,14 +47,8 @@ impl Place {
         }
     }
 
-    pub fn capture(&self, settings: CaptureSettings) -> AnyCapture {
-        let database = self.at();
-        match self.kind {
-            Kind::Table => {
-                AnyCapture::Table(Box::new(TableCapture::new(settings, &database).unwrap()))
-            }
-            Kind::Wal => AnyCapture::Wal(Box::new(WalCapture::new(settings, &database).unwrap())),
-        }
+    pub fn capture(&self, settings: CaptureSettings) -> Either {
+        Either::new(self.kind, settings, &self.at()).unwrap()
     }
 
     pub fn at(&self) -> Database {
@@ -102,40 +89,11 @@ pub fn settings() -> CaptureSettings {
     }
 }
 
-/// Whichever it is.
-pub enum AnyCapture {
-    Table(Box<TableCapture>),
-    Wal(Box<WalCapture>),
-}
-
-impl Capture for AnyCapture {
-    async fn genesis(&mut self, start: Start) -> Result<Position, Fault> {
-        match self {
-            Self::Table(capture) => capture.genesis(start).await,
-            Self::Wal(capture) => capture.genesis(start).await,
-        }
-    }
-
-    async fn next(&mut self, after: &Position) -> Result<Option<Batch>, Fault> {
-        match self {
-            Self::Table(capture) => capture.next(after).await,
-            Self::Wal(capture) => capture.next(after).await,
-        }
-    }
-
-    async fn acknowledge(&mut self, position: &Position) -> Result<(), Fault> {
-        match self {
-            Self::Table(capture) => capture.acknowledge(position).await,
-            Self::Wal(capture) => capture.acknowledge(position).await,
-        }
-    }
-}
-
 /// A capture with the position that it stands at.
 pub struct Reader<'p> {
     pub place: &'p Place,
     pub settings: CaptureSettings,
-    pub capture: AnyCapture,
+    pub capture: Either,
     pub position: Position,
 }
 
@@ -191,7 +149,7 @@ impl<'p> Reader<'p> {
     /// All that is there now. A stream brings it a little later than it is committed, but one that begins anew says when it
     /// has brought all of it.
     pub async fn all(&mut self) -> Vec<Vec<String>> {
-        if self.place.kind == Kind::Wal {
+        if self.place.kind == CaptureKind::Wal {
             self.restart();
         }
         let mut all = Vec::new();
@@ -217,26 +175,27 @@ pub async fn sql(client: &Client, sql: &str) {
     client.batch_execute(sql).await.unwrap();
 }
 
-const VERSIONS: [PostgresVersion; 3] = [
+const VERSIONS: [PostgresVersion; 4] = [
     PostgresVersion::V14,
+    PostgresVersion::V15,
     PostgresVersion::V17,
     PostgresVersion::V18,
 ];
 
 /// Each capture on each version.
 pub fn on_all(test: impl AsyncFn(&Place)) {
-    on(&[Kind::Table, Kind::Wal], test);
+    on(&[CaptureKind::Table, CaptureKind::Wal], test);
 }
 
 pub fn on_table(test: impl AsyncFn(&Place)) {
-    on(&[Kind::Table], test);
+    on(&[CaptureKind::Table], test);
 }
 
 pub fn on_wal(test: impl AsyncFn(&Place)) {
-    on(&[Kind::Wal], test);
+    on(&[CaptureKind::Wal], test);
 }
 
-fn on(kinds: &[Kind], test: impl AsyncFn(&Place)) {
+fn on(kinds: &[CaptureKind], test: impl AsyncFn(&Place)) {
     within(180, async {
         for version in VERSIONS {
             for kind in kinds {

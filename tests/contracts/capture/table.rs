@@ -1,11 +1,11 @@
 //! What only the table capture has: snapshots, and transaction ids that come again.
 
-use outbox_relay::capture::{Capture, Start};
+use outbox_relay::capture::{Capture, CaptureKind, Start};
 use outbox_relay::fault::Fault;
 use outbox_relay::position::{Mismatch, Snapshot};
 use outbox_relay::servers::PostgresVersion;
 
-use super::place::{Kind, Place, Reader, insert, on_table, sql};
+use super::place::{Place, Reader, insert, on_table, sql};
 use crate::support::servers::{
     TestDatabase, own_postgres, own_postgres_with_standby, postgres_of, promote,
 };
@@ -15,7 +15,7 @@ use crate::support::within;
 fn a_transaction_is_not_streamed_from_another_server_than_the_one_that_planned_it() {
     within(120, async {
         let [mut primary, standby] = own_postgres_with_standby().await;
-        let mut place = Place::on(&primary, Kind::Table).await;
+        let mut place = Place::on(&primary, CaptureKind::Table).await;
         let on_standby = place.database.moved_to(&standby);
         place.database = place.database.or(&on_standby);
         let mut reader = Reader::new(&place, place.settings()).await;
@@ -73,7 +73,7 @@ fn the_stored_position_claims_no_transaction_that_left_no_durable_row() {
 fn transaction_ids_that_a_crash_gives_out_again_are_not_skipped() {
     within(120, async {
         let mut postgres = own_postgres(PostgresVersion::V17, &[("wal_writer_delay", "10s")]).await;
-        let place = Place::on(&postgres, Kind::Table).await;
+        let place = Place::on(&postgres, CaptureKind::Table).await;
         let client = place.connect().await;
         let mut reader = Reader::new(&place, place.settings()).await;
         insert(&client, "before").await;
@@ -174,7 +174,11 @@ fn snapshot_arithmetic_agrees_with_the_server() {
 fn transaction_ids_are_compared_as_numbers() {
     within(60, async {
         // A young server: the step from 999 to 1000 is still ahead.
-        let place = Place::on(&own_postgres(PostgresVersion::V17, &[]).await, Kind::Table).await;
+        let place = Place::on(
+            &own_postgres(PostgresVersion::V17, &[]).await,
+            CaptureKind::Table,
+        )
+        .await;
         let client = place.connect().await;
         let next = async || {
             client

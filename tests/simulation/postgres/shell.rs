@@ -14,8 +14,8 @@ use outbox_relay::position::{Origin, Position, Snapshot, Xid};
 use super::plan::{news, plan};
 use super::session::{Session, away};
 use super::{Postgres, Row};
-use crate::scenario::Kind;
 use crate::world::World;
+use outbox_relay::capture::CaptureKind;
 
 pub const TABLE: &str = "outbox.events";
 pub const NAME: &str = "sim";
@@ -70,7 +70,9 @@ impl Shell for PostgresShell {
     async fn connect(&mut self) -> Result<Origin, Fault> {
         (self.session, self.transaction, self.plan) = (None, None, None);
         let mut session = Session::connect(&self.world).await?;
-        let origin = session.ask(|server| origin(server, Kind::Table)).await?;
+        let origin = session
+            .ask(|server| origin(server, CaptureKind::Table))
+            .await?;
         self.session = Some(session);
         Ok(origin)
     }
@@ -233,7 +235,7 @@ pub fn registrations(server: &mut Postgres) -> Vec<Registration> {
         .collect()
 }
 
-pub fn origin(server: &mut Postgres, capture: Kind) -> Origin {
+pub fn origin(server: &mut Postgres, capture: CaptureKind) -> Origin {
     Origin {
         system_id: "7".into(),
         timeline: server.timeline,
@@ -255,7 +257,9 @@ pub struct SimulatedPages {
 impl SimulatedPages {
     async fn connect(&self) -> Result<Session, Fault> {
         let mut session = Session::connect(&self.world).await?;
-        let here = session.ask(|server| origin(server, Kind::Table)).await?;
+        let here = session
+            .ask(|server| origin(server, CaptureKind::Table))
+            .await?;
         here.is_where(&self.planned_at)?;
         Ok(session)
     }

@@ -11,8 +11,8 @@ use super::session::{Session, away};
 use super::shell::{origin, registrations};
 use super::stream::SimulatedStream;
 use crate::process::Process;
-use crate::scenario::Kind;
 use crate::world::World;
+use outbox_relay::capture::CaptureKind;
 
 /// The place at which the slot was made: nothing had committed by then.
 pub const SLOT_MADE: usize = 1;
@@ -44,7 +44,7 @@ fn slot(server: &mut Postgres) -> Slot {
     Slot {
         plugin: "pgoutput".into(),
         is_of_this_database: true,
-        active_pid: None,
+        inactive_since: None,
         wal_status: "reserved".into(),
         invalidation: None,
         confirmed: server.lsn(server.slot.confirmed()),
@@ -63,7 +63,7 @@ impl Shell for WalShell {
     async fn connect(&mut self) -> Result<Here, Fault> {
         self.session = None;
         self.session = Some(Session::connect(&self.world).await?);
-        let origin = self.ask(|server| origin(server, Kind::Wal)).await?;
+        let origin = self.ask(|server| origin(server, CaptureKind::Wal)).await?;
         let written = |server: &mut Postgres| server.lsn(server.written());
         let committed = self.ask(written).await?;
         self.ask(Postgres::nudge).await?;
@@ -121,7 +121,8 @@ impl Shell for WalShell {
 
     async fn stream(&mut self, at: &Origin, from: Lsn) -> Result<SimulatedStream, Fault> {
         let mut session = Session::connect(&self.world).await?;
-        let found = |server: &mut Postgres| (origin(server, Kind::Wal), server.slot.is_taken());
+        let found =
+            |server: &mut Postgres| (origin(server, CaptureKind::Wal), server.slot.is_taken());
         let (here, taken) = session.ask(found).await?;
         if here != *at {
             return Err(away("the replication connection reached another server"));
