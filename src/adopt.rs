@@ -7,7 +7,7 @@
 use crate::capture::Capture;
 use crate::event::Batch;
 use crate::fault::Fault;
-use crate::position::{Lsn, Origin, Position, Streamed, Xid};
+use crate::position::{Lsn, Origin, Position, Streamed, Unsettled, Xid};
 use crate::sink::Sink;
 
 /// The name whose position is taken over, and the name that goes on from it; often the same.
@@ -71,6 +71,19 @@ impl Here {
             published: streamed.published.min(*left_at),
             ..streamed.clone()
         })
+    }
+}
+
+impl Plan {
+    /// So many transactions are parked and held here: rows that are missing are not waited for.
+    pub fn goes_on_with(&mut self, waiting: Unsettled) {
+        let (known, here) = (self.from.unsettled.transactions, waiting.transactions);
+        if known != here {
+            self.changes.push(format!(
+                "parked and held transactions: {known} become {here}"
+            ));
+        }
+        self.to.unsettled = waiting;
     }
 }
 

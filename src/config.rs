@@ -10,6 +10,7 @@ use serde::Deserialize;
 use crate::capture::{BatchLimits, CaptureKind, CaptureSettings, Columns, Start};
 use crate::database::Database;
 use crate::fault::Fault;
+use crate::park::{OnFault, ParkSettings};
 use crate::sink::kafka::{KafkaSettings, check_properties};
 
 /// Where events go.
@@ -116,6 +117,12 @@ options! {
     topic_partitions: i32, "OUTBOX_RELAY_TOPIC_PARTITIONS", "Partitions of a topic that create_topics makes [default: 3]";
     /// Replication factor of a topic that is made.
     topic_replication_factor: i32, "OUTBOX_RELAY_TOPIC_REPLICATION_FACTOR", "Replicas of a topic that create_topics makes; -1: the broker's default [default: -1]";
+    /// What happens to a transaction that can't be published.
+    on_fault: OnFault, "OUTBOX_RELAY_ON_FAULT", "What happens to a transaction that can't be published for a reason of its own [default: park]";
+    /// Events that may be parked or held.
+    parked_events_max: u64, "OUTBOX_RELAY_PARKED_EVENTS_MAX", "Events that may be parked or held; beyond it the relay stops [default: 100000]";
+    /// Bytes that may be parked or held.
+    parked_bytes_max: u64, "OUTBOX_RELAY_PARKED_BYTES_MAX", "Their payload bytes [default: 268435456]";
     /// Time after which a silent holder loses the lease.
     lease_ms: u64, "OUTBOX_RELAY_LEASE_MS", "Milliseconds after which a silent relay loses the lease [default: 1500]";
     /// Time to finish after a signal.
@@ -139,6 +146,8 @@ pub struct Settings {
     pub outbox: CaptureSettings,
     /// The Kafka sink's part; its brokers are empty for another sink.
     pub kafka: KafkaSettings,
+    /// What happens to a transaction that can't be published.
+    pub park: ParkSettings,
     /// Time after which a silent holder loses the lease.
     pub lease_time: Duration,
     /// Time to finish after a signal.
@@ -237,13 +246,21 @@ impl Options {
             u64::from(self.transaction_timeout_ms.unwrap_or(60_000)),
             10_000,
         )?;
+        let outbox = CaptureSettings {
+            registers: sink == SinkKind::Kafka,
+            instance: instance.clone(),
+            ..self.outbox()?
+        };
         Ok(Settings {
             capture,
-            outbox: CaptureSettings {
-                registers: sink == SinkKind::Kafka,
-                instance: instance.clone(),
-                ..self.outbox()?
+            park: ParkSettings {
+                on_fault: self.on_fault.unwrap_or(OnFault::Park),
+                events_max: self.parked_events_max.unwrap_or(100_000),
+                bytes_max: self.parked_bytes_max.unwrap_or(256 << 20),
+                batch_events_max: outbox.batch.events_max,
+                batch_bytes_max: outbox.batch.bytes_max,
             },
+            outbox,
             kafka: KafkaSettings {
                 properties,
                 transaction_timeout_ms: u32::try_from(transaction_timeout_ms).unwrap_or(u32::MAX),
@@ -334,6 +351,7 @@ impl Options {
                     self.batch_bytes_max.unwrap_or(4 << 20),
                     1,
                 )?,
+                transactions_max: u64::MAX,
             },
             linger: Duration::from_millis(self.linger_ms.unwrap_or(0)),
             poll_min: Duration::from_millis(poll_min),
@@ -511,6 +529,9 @@ mod tests {
             create_topics: Some(true),
             topic_partitions: Some(17),
             topic_replication_factor: Some(18),
+            on_fault: Some(OnFault::Halt),
+            parked_events_max: Some(21),
+            parked_bytes_max: Some(22),
             lease_ms: Some(1_900),
             drain_ms: Some(20),
             kafka_property: Vec::new(),
@@ -528,6 +549,7 @@ mod tests {
             start,
             outbox,
             kafka,
+            park,
             lease_time,
             drain_time,
         } = given.settle().unwrap();
@@ -568,6 +590,9 @@ mod tests {
             (true, 17, 18)
         );
         assert_eq!(kafka.properties["compression.type"], "lz4");
+        assert_eq!(park.on_fault, OnFault::Halt);
+        assert_eq!((park.events_max, park.bytes_max), (21, 22));
+        assert_eq!((park.batch_events_max, park.batch_bytes_max), (11, 12));
     }
 
     #[test]

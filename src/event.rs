@@ -115,6 +115,30 @@ impl Batch {
         Self::of(Vec::new(), at, false)
     }
 
+    /// Whether it is in memory.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.rest.is_none()
+    }
+
+    /// What is in memory of it.
+    pub fn into_slices(self) -> impl Iterator<Item = Slice> {
+        self.ready.into_iter()
+    }
+
+    /// Header `tx-id` of the first transaction; takes nothing.
+    ///
+    /// # Errors
+    /// As those of [`next`](Self::next).
+    pub async fn first_tx_id(&mut self) -> Result<Option<Arc<str>>, Fault> {
+        if self.ready.is_empty()
+            && let Some(first) = self.next().await?
+        {
+            self.ready.push_front(first);
+        }
+        Ok(self.ready.front().map(|slice| Arc::clone(&slice.tx_id)))
+    }
+
     /// The next slice, or `None` when the batch is complete.
     ///
     /// # Errors

@@ -12,6 +12,7 @@ pub mod relay;
 
 pub mod capture;
 pub mod lease;
+pub mod park;
 pub mod sink;
 
 pub mod adopt;

@@ -32,6 +32,8 @@ use crate::crash_point::crash_point;
 use crate::event::Batch;
 use crate::fault::Fault;
 use crate::lease::{AdvisoryLease, Lease};
+use crate::park::Park;
+use crate::park::postgres::PostgresStore;
 use crate::position::{Position, Streamed, Xids};
 use crate::relay::{Relay, RelaySettings};
 use crate::sink::Sink;
@@ -166,6 +168,7 @@ impl<'a> Mover<'a> {
         };
         let moved = Position {
             streamed: Some(streamed),
+            unsettled: published.unsettled,
             ..Position::at(origin, published.seen)
         };
         let mut capture = WalCapture::new(outbox.clone(), database)?;
@@ -293,7 +296,10 @@ impl<'a> Mover<'a> {
             ..self.settings.outbox.clone()
         };
         let capture = Either::new(kind, outbox, database)?;
-        Relay::new(capture, sink, lease, how, stop).run().await?;
+        let store = PostgresStore::new(&self.settings.name, database)?;
+        let park = Park::new(store, self.settings.park);
+        let relay = Relay::new(capture, sink, lease, how, stop).parking(park);
+        relay.run().await?;
         Ok(())
     }
 

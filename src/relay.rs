@@ -11,6 +11,7 @@ use crate::crash_point::crash_point;
 use crate::event::Batch;
 use crate::fault::{Backoff, Fault, Server, Verdict};
 use crate::lease::{Lease, STANDBY_POLL};
+use crate::park::{NoStore, Park, Sifted, Store};
 use crate::position::Position;
 use crate::sink::Sink;
 
@@ -43,8 +44,9 @@ pub struct Published {
 }
 
 /// One relay of one name.
-pub struct Relay<C, S, L> {
+pub struct Relay<C, S, L, P = NoStore> {
     capture: C,
+    park: Park<P>,
     sink: S,
     lease: L,
     settings: RelaySettings,
@@ -65,7 +67,7 @@ enum State {
     Waiting(Server),
 }
 
-impl<C: Capture, S: Sink, L: Lease> Relay<C, S, L> {
+impl<C, S, L> Relay<C, S, L> {
     /// `stop` lets it drain: the batch under way is finished, then [`Relay::run`] returns.
     pub fn new(
         capture: C,
@@ -77,6 +79,7 @@ impl<C: Capture, S: Sink, L: Lease> Relay<C, S, L> {
         let (least, most) = BACKOFF;
         Self {
             capture,
+            park: Park::none(),
             sink,
             lease,
             settings,
@@ -88,6 +91,24 @@ impl<C: Capture, S: Sink, L: Lease> Relay<C, S, L> {
         }
     }
 
+    /// With a place for transactions that can't be published.
+    pub fn parking<P>(self, park: Park<P>) -> Relay<C, S, L, P> {
+        Relay {
+            capture: self.capture,
+            park,
+            sink: self.sink,
+            lease: self.lease,
+            settings: self.settings,
+            stop: self.stop,
+            published: self.published,
+            state: self.state,
+            backoff: self.backoff,
+            reopened: self.reopened,
+        }
+    }
+}
+
+impl<C: Capture, S: Sink, L: Lease, P: Store> Relay<C, S, L, P> {
     /// Runs until it is stopped, caught up (if that is the order), or must not go on.
     ///
     /// # Errors
@@ -98,6 +119,9 @@ impl<C: Capture, S: Sink, L: Lease> Relay<C, S, L> {
                 break Ok(self.published);
             };
             self.close().await;
+            let Err(fault) = self.park.failed(fault).await else {
+                continue;
+            };
             if let Verdict::Stop(_) = fault.verdict() {
                 break Err(fault);
             }
@@ -174,16 +198,25 @@ impl<C: Capture, S: Sink, L: Lease> Relay<C, S, L> {
     }
 
     async fn relay_from(&mut self, mut position: Position) -> Result<(), Fault> {
+        self.park.open(&position).await?;
         // The first acknowledgement waits for the first look: only that tells whether the position belongs here.
         let mut acknowledged: Option<(Instant, Position)> = None;
         let mut report = Report::new(self.published);
         let mut read_ahead = None;
         while !self.stop.is_cancelled() {
+            if acknowledged.is_some() && read_ahead.is_none() && self.release(&mut position).await?
+            {
+                continue;
+            }
             let batch = match read_ahead.take() {
                 Some(batch) => Some(batch),
-                None => match next_or_stop(&mut self.capture, &position, &self.stop).await {
-                    Ok(batch) => batch,
-                    Err(fault) => return Err(self.own(fault).await),
+                None => self.next(&position).await?,
+            };
+            let batch = match batch {
+                None => None,
+                Some(batch) => match self.park.sift(batch).await? {
+                    Sifted::Batch(batch) => Some(batch),
+                    Sifted::Again => continue,
                 },
             };
             // A position without events is there to be acknowledged.
@@ -213,14 +246,34 @@ impl<C: Capture, S: Sink, L: Lease> Relay<C, S, L> {
         Ok(())
     }
 
+    async fn next(&mut self, position: &Position) -> Result<Option<Batch>, Fault> {
+        self.capture.limit(self.park.transactions_max());
+        match next_or_stop(&mut self.capture, &position.place(), &self.stop).await {
+            Ok(batch) => Ok(batch),
+            Err(fault) => Err(self.own(fault).await),
+        }
+    }
+
+    /// Publishes what waited and is free now; whether there was anything.
+    async fn release(&mut self, position: &mut Position) -> Result<bool, Fault> {
+        let Some(batch) = self.park.release(&position.place()).await? else {
+            return Ok(false);
+        };
+        (*position, _) = self.publish_and_read_ahead(position, batch).await?;
+        crash_point("relay.released");
+        Ok(true)
+    }
+
     /// Group commit: a backlog is read ahead while a batch is published. Without one the next look waits until the batch
     /// is visible, and finds all that came meanwhile: read earlier, that would have waited one Kafka transaction more.
     async fn publish_and_read_ahead(
         &mut self,
         before: &Position,
-        batch: Batch,
+        mut batch: Batch,
     ) -> Result<(Position, Option<Batch>), Fault> {
         self.lease.held()?;
+        let place = batch.after.clone();
+        batch.after.unsettled = self.park.said();
         let after = batch.after.clone();
         if !before.precedes(&after) {
             return Err(Fault::Defect(format!(
@@ -236,8 +289,8 @@ impl<C: Capture, S: Sink, L: Lease> Relay<C, S, L> {
         };
         let (capture, stop) = (&mut self.capture, &self.stop);
         let beside = async {
-            let next = match after.window {
-                Some(_) => next_or_stop(capture, &after, stop).await,
+            let next = match place.window {
+                Some(_) => next_or_stop(capture, &place, stop).await,
                 None => Ok(None),
             };
             let _ = (published.run_until_cancelled(take_care(capture, &self.lease))).await;
@@ -245,6 +298,7 @@ impl<C: Capture, S: Sink, L: Lease> Relay<C, S, L> {
         };
         let (end, next) = tokio::join!(publish, beside);
         end?;
+        self.park.published().await?;
         self.backoff.reset();
         self.reopened = false;
         self.published.transactions += transactions;

@@ -15,6 +15,8 @@ use crate::config::{Settings, SinkKind};
 use crate::database::Database;
 use crate::fault::Fault;
 use crate::lease::{AdvisoryLease, Lease};
+use crate::park::postgres::PostgresStore;
+use crate::park::{self, Park};
 use crate::relay::{Published, Relay, RelaySettings};
 use crate::sink::Sink;
 use crate::sink::kafka::{KafkaSettings, KafkaSink, Proof, last_position};
@@ -71,7 +73,10 @@ async fn supervise<S: Sink>(
         start: settings.start,
         until_caught_up,
     };
-    let relay = Relay::new(capture, sink, lease, how, stop.clone()).run();
+    let store = PostgresStore::new(&settings.name, &settings.database)?;
+    let park = Park::new(store, settings.park);
+    let relay = Relay::new(capture, sink, lease, how, stop.clone());
+    let relay = relay.parking(park).run();
     tokio::pin!(relay);
     tokio::select! {
         end = &mut relay => return end,
@@ -201,13 +206,16 @@ async fn take_over(
     here: &Here,
 ) -> Result<Plan, Fault> {
     let mut sink = KafkaSink::new(kafka_of(settings, names.from), old)?;
-    let plan = adopt::plan(sink.open().await?, names, here)?;
+    let mut plan = adopt::plan(sink.open().await?, names, here)?;
     if names.differ() {
         sink.close().await;
         sink = KafkaSink::new(settings.kafka.clone(), new)?;
         adopt::must_be_new(names.to, sink.open().await?)?;
         rename(client, names).await?;
     }
+    let mut store = PostgresStore::new(names.to, &settings.database)?;
+    let waiting = park::apply(&mut store, &plan.to.unsettled).await?;
+    plan.goes_on_with(waiting);
     if !plan.changes.is_empty() {
         let mut capture = capture(settings)?;
         adopt::carry_out(&plan, &mut sink, &mut capture).await?;
@@ -219,8 +227,11 @@ async fn take_over(
 async fn rename(client: &Client, names: Names<'_>) -> Result<(), Fault> {
     let values: [(&(dyn ToSql + Sync), Type); 2] =
         [(&names.from, Type::TEXT), (&names.to, Type::TEXT)];
-    client
-        .query_typed(include_str!("../sql/relay/rename.sql"), &values)
-        .await?;
+    for rename in [
+        include_str!("../sql/relay/rename.sql"),
+        include_str!("../sql/park/rename.sql"),
+    ] {
+        client.query_typed(rename, &values).await?;
+    }
     Ok(())
 }

@@ -79,6 +79,13 @@ impl<T: Capture, W: Capture> Capture for Either<T, W> {
         }
     }
 
+    fn limit(&mut self, transactions_max: u64) {
+        match self {
+            Self::Table(capture) => capture.limit(transactions_max),
+            Self::Wal(capture) => capture.limit(transactions_max),
+        }
+    }
+
     fn close(&mut self) {
         match self {
             Self::Table(capture) => capture.close(),

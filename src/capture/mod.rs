@@ -85,6 +85,9 @@ pub trait Capture {
     /// [`Fault::Refused`] if another name serves this table.
     async fn acknowledge(&mut self, position: &Position) -> Result<(), Fault>;
 
+    /// From now on a batch holds so many transactions at most, within the limits that were set.
+    fn limit(&mut self, transactions_max: u64);
+
     /// Lets go of the server; the next call connects anew. A capture that is not read must not stay connected: a server
     /// that shuts down waits for each replication stream to say that it has all.
     fn close(&mut self);

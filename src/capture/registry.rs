@@ -101,7 +101,8 @@ pub(crate) async fn acknowledge(
     position: &Position,
 ) -> Result<(), Fault> {
     let (origin, name) = (&position.origin, &settings.name);
-    let json = serde_json::to_string(position).map_err(|error| Fault::Defect(error.to_string()))?;
+    let json = serde_json::to_string(&position.place())
+        .map_err(|error| Fault::Defect(error.to_string()))?;
     let timeline =
         i32::try_from(origin.timeline).map_err(|error| Fault::Defect(error.to_string()))?;
     let values: [(&(dyn ToSql + Sync), Type); 7] = [

@@ -38,6 +38,8 @@ pub struct BatchLimits {
     pub events_max: u64,
     /// Payload bytes in a batch, at most.
     pub bytes_max: u64,
+    /// Transactions in a batch, at most.
+    pub transactions_max: u64,
 }
 
 /// What the next batch is made of.
@@ -58,7 +60,9 @@ pub fn cut(planned: &mut VecDeque<Planned>, limits: BatchLimits) -> Option<Cut> 
     }
     let (mut events, mut bytes) = (0, 0);
     let mut whole = Vec::new();
-    while let Some(next) = planned.front() {
+    while let Some(next) = planned.front()
+        && (whole.len() as u64) < limits.transactions_max.max(1)
+    {
         events += next.events;
         bytes += next.bytes;
         if !fits(events, bytes) {
@@ -110,15 +114,15 @@ mod tests {
     proptest! {
         #[test]
         fn every_transaction_is_in_one_batch_in_order_and_within_the_limits(
-            plan in plans(), events_max in 1u64..40, bytes_max in 1u64..5000,
+            plan in plans(), events_max in 1u64..40, bytes_max in 1u64..5000, transactions_max in 1u64..9,
         ) {
-            let limits = BatchLimits { events_max, bytes_max };
+            let limits = BatchLimits { events_max, bytes_max, transactions_max };
             let mut rest: VecDeque<Planned> = plan.clone().into();
             let mut out = Vec::new();
             while let Some(cut) = cut(&mut rest, limits) {
                 match cut {
                     Cut::Whole(whole) => {
-                        prop_assert!(!whole.is_empty());
+                        prop_assert!(!whole.is_empty() && whole.len() as u64 <= transactions_max);
                         prop_assert!(whole.iter().map(|p| p.events).sum::<u64>() <= events_max);
                         prop_assert!(whole.iter().map(|p| p.bytes).sum::<u64>() <= bytes_max);
                         out.extend(whole);

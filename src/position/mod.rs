@@ -212,6 +212,30 @@ impl Tally {
     }
 }
 
+/// Transactions that the position passed over without publishing them, see `park`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Unsettled {
+    /// How many wait.
+    pub transactions: u64,
+    /// Hashes of their `tx-id`s, by exclusive or.
+    pub ids: i64,
+    /// Those that this position passed over: the database may not know it yet.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub passed: Vec<String>,
+    /// Those that are settled with this position: likewise.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub settled: Vec<String>,
+}
+
+impl Unsettled {
+    /// None waits, and nothing need be told.
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// Where a relay stands.
 ///
 /// Handed out is everything that `seen` sees; of an open window all up to its `last_seq`; and of the WAL all up to its
@@ -233,6 +257,9 @@ pub struct Position {
     /// WAL capture: the place in the WAL.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub streamed: Option<Streamed>,
+    /// What it passed over.
+    #[serde(default, skip_serializing_if = "Unsettled::is_none")]
+    pub unsettled: Unsettled,
 }
 
 /// Why a position can't be resumed from here.
@@ -383,6 +410,20 @@ impl Position {
             window: None,
             tally: Tally::default(),
             streamed: None,
+            unsettled: Unsettled::default(),
+        }
+    }
+
+    /// The place alone, which is all that a capture knows.
+    #[must_use]
+    pub fn place(&self) -> Self {
+        Self {
+            origin: self.origin.clone(),
+            seen: self.seen.clone(),
+            window: self.window.clone(),
+            tally: self.tally,
+            streamed: self.streamed.clone(),
+            unsettled: Unsettled::default(),
         }
     }
 

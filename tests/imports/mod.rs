@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// What each module may import of ours. A new module is added here, with a thought for the direction.
-const OURS: [(&str, &[&str]); 21] = [
+const OURS: [(&str, &[&str]); 22] = [
     (
         "cli",
         &[
@@ -19,11 +19,11 @@ const OURS: [(&str, &[&str]); 21] = [
             "verify",
         ],
     ),
-    ("config", &["capture", "database", "fault", "sink"]),
+    ("config", &["capture", "database", "fault", "park", "sink"]),
     (
         "supervisor",
         &[
-            "adopt", "capture", "config", "database", "fault", "lease", "relay", "sink",
+            "adopt", "capture", "config", "database", "fault", "lease", "park", "relay", "sink",
         ],
     ),
     (
@@ -35,6 +35,7 @@ const OURS: [(&str, &[&str]); 21] = [
             "event",
             "fault",
             "lease",
+            "park",
             "position",
             "relay",
             "sink",
@@ -49,9 +50,14 @@ const OURS: [(&str, &[&str]); 21] = [
             "event",
             "fault",
             "lease",
+            "park",
             "position",
             "sink",
         ],
+    ),
+    (
+        "park",
+        &["crash_point", "database", "event", "fault", "position"],
     ),
     ("adopt", &["capture", "event", "fault", "position", "sink"]),
     // Capture and sink do not know each other, and neither knows the lease.
@@ -94,9 +100,11 @@ const OTHERS: [(&str, &[&str]); 5] = [
             "database.rs",
             "demo/",
             "fault.rs",
+            "park/unsettled.rs",
             "init.rs",
             "lease.rs",
             "moves.rs",
+            "park/postgres.rs",
             "position/",
             "supervisor.rs",
             "verify/",
@@ -104,12 +112,12 @@ const OTHERS: [(&str, &[&str]); 5] = [
     ),
     (
         "deadpool_postgres",
-        &["capture/", "database.rs", "fault.rs"],
+        &["capture/", "database.rs", "fault.rs", "park/postgres.rs"],
     ),
 ];
 
 /// Files without IO and without a clock.
-const PURE: [&str; 14] = [
+const PURE: [&str; 15] = [
     "capture/columns.rs",
     "capture/route.rs",
     "capture/wal/layout.rs",
@@ -120,6 +128,7 @@ const PURE: [&str; 14] = [
     "fault.rs",
     "ledger/check.rs",
     "outcome.rs",
+    "park/unsettled.rs",
     "position/mod.rs",
     "position/xids.rs",
     "sink/kafka/machine.rs",

@@ -42,6 +42,7 @@ fn settings(scenario: &Scenario, process: &Process) -> CaptureSettings {
         batch: BatchLimits {
             events_max: scenario.events_max,
             bytes_max: 1 << 20,
+            transactions_max: u64::MAX,
         },
         linger: scenario.linger,
         poll_min: Duration::from_millis(5),

@@ -148,6 +148,10 @@ impl<S: Shell> Capture for TableCapture<S> {
         self.shell.acknowledge(position).await
     }
 
+    fn limit(&mut self, transactions_max: u64) {
+        self.settings.batch.transactions_max = transactions_max;
+    }
+
     fn close(&mut self) {
         self.session = None;
         self.shell.disconnect();

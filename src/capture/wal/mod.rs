@@ -272,6 +272,10 @@ impl<S: Shell> Capture for WalCapture<S> {
         Ok(())
     }
 
+    fn limit(&mut self, transactions_max: u64) {
+        self.settings.batch.transactions_max = transactions_max;
+    }
+
     fn close(&mut self) {
         self.session = None;
         self.shell.disconnect();
@@ -381,7 +385,9 @@ impl Session {
     ) -> Result<Vec<Committed>, Fault> {
         let (mut events, mut bytes) = (first.events, first.bytes);
         let mut whole = vec![first];
-        while let Some(item) = self.pump.ready()? {
+        while (whole.len() as u64) < settings.batch.transactions_max
+            && let Some(item) = self.pump.ready()?
+        {
             let committed = match item {
                 Item::Reached(lsn) => {
                     self.reached = self.reached.max(lsn);

@@ -414,7 +414,7 @@ impl Machine {
             .map(|[_, _, count]| count)
             .sum();
         PositionRecord {
-            format: PositionRecord::FORMAT,
+            format: PositionRecord::format_of(&position),
             position,
             kafka_transaction: self.kafka_transaction + 1,
             instance: format!("{}#{}", self.instance, self.producers),

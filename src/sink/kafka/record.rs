@@ -88,7 +88,7 @@ pub type Partitions = BTreeMap<String, BTreeMap<i32, [i64; 3]>>;
 /// Key: the relay's name. Value: this as JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PositionRecord {
-    /// [`PositionRecord::FORMAT`].
+    /// See [`PositionRecord::format_of`].
     pub format: u64,
     /// Where the capture stands when all records of this Kafka transaction are published.
     pub position: Position,
@@ -109,8 +109,17 @@ struct Format {
 }
 
 impl PositionRecord {
-    /// The only format so far.
-    pub const FORMAT: u64 = 1;
+    /// The newest format. Format 1 knows nothing of transactions that were passed over.
+    pub const FORMAT: u64 = 2;
+
+    /// The oldest format that can say it, so that an older release may take over where it can.
+    #[must_use]
+    pub fn format_of(position: &Position) -> u64 {
+        match position.unsettled.is_none() {
+            true => 1,
+            false => 2,
+        }
+    }
 
     /// The record's value.
     ///
@@ -128,9 +137,9 @@ impl PositionRecord {
     pub fn decode(value: &[u8]) -> Result<Self, Fault> {
         let Format { format } =
             serde_json::from_slice(value).map_err(|error| unreadable(&error))?;
-        if format != Self::FORMAT {
+        if !(1..=Self::FORMAT).contains(&format) {
             return Err(Fault::Refused(format!(
-                "the position record in Kafka has format {format}, this version reads format {}: \
+                "the position record in Kafka has format {format}, this version reads formats up to {}: \
                  run a newer outbox-relay, at least as new as the one that wrote it",
                 Self::FORMAT
             )));

@@ -83,6 +83,7 @@ fn a_backlog_is_cut_between_transactions_and_resumed_in_its_middle() {
             batch: BatchLimits {
                 events_max: 5,
                 bytes_max: 1 << 20,
+                transactions_max: u64::MAX,
             },
             ..place.settings()
         };
@@ -120,6 +121,7 @@ fn a_transaction_beyond_the_limits_streams_whole_and_alone() {
             batch: BatchLimits {
                 events_max: 50,
                 bytes_max: 1 << 20,
+                transactions_max: u64::MAX,
             },
             ..place.settings()
         };
@@ -146,6 +148,7 @@ fn bytes_limit_a_batch_too() {
             batch: BatchLimits {
                 events_max: 1000,
                 bytes_max: 2500,
+                transactions_max: u64::MAX,
             },
             ..place.settings()
         };
@@ -176,6 +179,7 @@ fn a_cancelled_read_loses_nothing() {
             batch: BatchLimits {
                 events_max: 3,
                 bytes_max: 1 << 20,
+                transactions_max: u64::MAX,
             },
             ..place.settings()
         };

@@ -81,6 +81,7 @@ pub fn settings() -> CaptureSettings {
         batch: BatchLimits {
             events_max: 100,
             bytes_max: 1 << 20,
+            transactions_max: u64::MAX,
         },
         linger: Duration::ZERO,
         poll_min: Duration::from_millis(1),

@@ -340,6 +340,7 @@ fn a_position_says_which_transactions_it_stands_for() {
             batch: BatchLimits {
                 events_max: 3,
                 bytes_max: 1 << 20,
+                transactions_max: u64::MAX,
             },
             ..place.settings()
         };

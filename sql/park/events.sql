@@ -1,0 +1,2 @@
+select seq, id, topic, key, event_type, payload, headers, occurred_at_ms
+from outbox.parked_events where parked_id = $1 and index >= $2 order by index limit $3

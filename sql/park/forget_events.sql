@@ -1,0 +1,1 @@
+delete from outbox.parked_events where parked_id = $1

@@ -1,0 +1,1 @@
+update outbox.parked set relay = $2 where relay = $1
