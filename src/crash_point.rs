@@ -25,6 +25,15 @@ pub const CRASH_POINTS: [&str; 17] = [
     "relay.closed",
 ];
 
+/// Those of parking and of releasing what waited, in the order in which a relay passes them.
+pub const PARK_CRASH_POINTS: [&str; 5] = [
+    "park.applied",
+    "park.pending",
+    "park.passed",
+    "park.confirmed",
+    "relay.released",
+];
+
 /// Those of `move` and `recover`, in the order in which one of them passes those that it has.
 pub const MOVE_CRASH_POINTS: [&str; 8] = [
     "move.no_more_emits",
@@ -61,8 +70,11 @@ mod armed {
     });
 
     pub(super) fn pass(name: &str) {
-        let listed =
-            super::CRASH_POINTS.contains(&name) || super::MOVE_CRASH_POINTS.contains(&name);
+        let mut all = super::CRASH_POINTS
+            .iter()
+            .chain(&super::PARK_CRASH_POINTS)
+            .chain(&super::MOVE_CRASH_POINTS);
+        let listed = all.any(|known| *known == name);
         debug_assert!(listed, "{name} is not listed");
         if let Some((armed, passes)) = &*ARMED
             && armed == name

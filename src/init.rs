@@ -7,7 +7,7 @@ use crate::database::Database;
 use crate::fault::Fault;
 
 /// Numbered, never edited after a release: what was applied stays as it is.
-const MIGRATIONS: [(i32, &str, &str); 2] = [
+const MIGRATIONS: [(i32, &str, &str); 3] = [
     (
         1,
         "001_outbox.sql",
@@ -17,6 +17,11 @@ const MIGRATIONS: [(i32, &str, &str); 2] = [
         2,
         "002_wal.sql",
         include_str!("../sql/migrations/002_wal.sql"),
+    ),
+    (
+        3,
+        "003_parked.sql",
+        include_str!("../sql/migrations/003_parked.sql"),
     ),
 ];
 

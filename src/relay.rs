@@ -11,7 +11,7 @@ use crate::crash_point::crash_point;
 use crate::event::Batch;
 use crate::fault::{Backoff, Fault, Server, Verdict};
 use crate::lease::{Lease, STANDBY_POLL};
-use crate::park::{NoStore, Park, Sifted, Store};
+use crate::park::{NoStore, Park, Store};
 use crate::position::Position;
 use crate::sink::Sink;
 
@@ -214,10 +214,12 @@ impl<C: Capture, S: Sink, L: Lease, P: Store> Relay<C, S, L, P> {
             };
             let batch = match batch {
                 None => None,
-                Some(batch) => match self.park.sift(batch).await? {
-                    Sifted::Batch(batch) => Some(batch),
-                    Sifted::Again => continue,
-                },
+                Some(batch) => {
+                    let Some(sifted) = self.park.sift(batch).await? else {
+                        continue;
+                    };
+                    Some(sifted)
+                }
             };
             // A position without events is there to be acknowledged.
             let idle = batch.as_ref().is_none_or(|batch| batch.events == 0);

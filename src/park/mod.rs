@@ -25,6 +25,7 @@
 //!
 //! `unsettled` decides; `store` is what is asked of a database; `postgres` the one of production.
 
+pub mod people;
 pub mod postgres;
 pub mod store;
 mod unsettled;
@@ -87,14 +88,6 @@ struct Attempt {
 struct Doomed {
     tx_id: Arc<str>,
     why: String,
-}
-
-/// What became of a batch.
-pub enum Sifted {
-    /// This is to be published; perhaps the position alone.
-    Batch(Batch),
-    /// It was looked through; read it again.
-    Again,
 }
 
 /// See the module's text.
@@ -176,11 +169,12 @@ impl<S: Store> Park<S> {
         Ok(())
     }
 
-    /// Takes out of a batch what must not be published, and keeps it.
+    /// Takes out of a batch what must not be published, and keeps it; perhaps the position alone is left. `None`: it was only
+    /// looked through, and must be read again.
     ///
     /// # Errors
     /// Those of the store; [`Fault::Refused`] at the limits.
-    pub async fn sift(&mut self, batch: Batch) -> Result<Sifted, Fault> {
+    pub async fn sift(&mut self, batch: Batch) -> Result<Option<Batch>, Fault> {
         if self.unsettled.is_empty() && self.doomed.is_none() {
             return self.let_through(batch).await;
         }
@@ -190,7 +184,7 @@ impl<S: Store> Park<S> {
         }
     }
 
-    async fn let_through(&mut self, mut batch: Batch) -> Result<Sifted, Fault> {
+    async fn let_through(&mut self, mut batch: Batch) -> Result<Option<Batch>, Fault> {
         self.attempt = Attempt {
             transactions: batch.transactions,
             // Only a failure needs it, but then the batch is gone.
@@ -200,10 +194,10 @@ impl<S: Store> Park<S> {
             },
             released: Vec::new(),
         };
-        Ok(Sifted::Batch(batch))
+        Ok(Some(batch))
     }
 
-    async fn sift_whole(&mut self, batch: Batch) -> Result<Sifted, Fault> {
+    async fn sift_whole(&mut self, batch: Batch) -> Result<Option<Batch>, Fault> {
         let (after, catches_up) = (batch.after.clone(), batch.catches_up);
         let mut through = Vec::new();
         let mut kept = false;
@@ -224,7 +218,7 @@ impl<S: Store> Park<S> {
     }
 
     /// It does not fit into memory: it is looked through, read again, and then kept or let through.
-    async fn sift_large(&mut self, mut batch: Batch) -> Result<Sifted, Fault> {
+    async fn sift_large(&mut self, mut batch: Batch) -> Result<Option<Batch>, Fault> {
         let Some(tx_id) = batch.first_tx_id().await? else {
             return self.let_through(batch).await;
         };
@@ -247,7 +241,7 @@ impl<S: Store> Park<S> {
                     }
                 }
                 self.known = Some((tx_id, waits));
-                Ok(Sifted::Again)
+                Ok(None)
             }
         }
     }

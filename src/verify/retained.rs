@@ -56,6 +56,7 @@ pub async fn read(
         .parse()
         .map_err(|error: NotASnapshot| Fault::Defect(error.to_string()))?;
     let planned = transactions(client, shape, history).await?;
+    let parked = parked(client).await?;
     let order = order_of(&planned);
     let mut retained = Retained {
         ledger: Ledger::of_retained_rows(),
@@ -87,7 +88,8 @@ pub async fn read(
                 false => events.push(event),
             }
         }
-        match history.is_due(*published) {
+        // What was parked is published late or never, and the position does not say which.
+        match history.is_due(*published) && !parked.contains(id) {
             true => retained.ledger.commit(id.to_string(), events),
             false => retained.ledger.commit_undue(id.to_string(), events),
         };
@@ -116,6 +118,13 @@ async fn transactions(
         transactions.push((xid, unsigned(row.try_get(2)?), published));
     }
     Ok(transactions)
+}
+
+/// The transactions that were ever parked or held.
+async fn parked(client: &Client) -> Result<HashSet<Xid>, Fault> {
+    let sql = include_str!("../../sql/verify/parked.sql");
+    let rows = client.query_typed(sql, &[]).await?;
+    rows.iter().map(|row| xid(row.try_get(0)?)).collect()
 }
 
 /// For each transaction its place in the order of publication; equal where that is not known.

@@ -161,7 +161,7 @@ async fn each_form_of_publish_arrives_byte_for_byte(capture: CaptureKind) {
 }
 
 #[test]
-fn a_missing_topic_stops_the_relay_by_name() {
+fn with_on_fault_halt_a_missing_topic_stops_the_relay_by_name() {
     within(60, async {
         let database = TestDatabase::new().await;
         let topic = unique("missing");
@@ -172,7 +172,8 @@ fn a_missing_topic_stops_the_relay_by_name() {
             .await
             .unwrap();
         let mut relay = RelayOf::new(&unique("relay"), &database).await;
-        relay.more = vec!["--until-caught-up".into()];
+        relay.more.clear();
+        let relay = relay.with(&["--until-caught-up", "--on-fault", "halt"]);
         let process = relay.start().await;
         process.says(&topic).await;
         assert_eq!(process.ended().await.code(), Some(4));

@@ -28,6 +28,7 @@ mod faults;
 #[cfg(debug_assertions)]
 mod moves;
 mod network;
+mod parking;
 mod prepared;
 mod privileges;
 mod settings;

@@ -28,6 +28,7 @@ async fn a_revoked_privilege_stops_the_relay_by_name_and_given_back_it_goes_on(
     let kafka = own_kafka().await;
     let mut scene = Scene::of(capture).await;
     scene.relay.brokers = kafka.brokers().to_owned();
+    scene.relay = scene.relay.with(&["--on-fault", "halt"]);
     let writers = Writers::start(&scene.database, &scene.prefix, Load::default()).await;
     let name = &scene.relay.name;
     let (topic, positions) = (

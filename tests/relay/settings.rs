@@ -31,7 +31,8 @@ async fn one_event_with(settings: &[&str]) -> (Output, String) {
     let database = TestDatabase::new().await;
     publish(&database.connect().await, &unique("topic"), "1").await;
     let relay = RelayOf::new(&unique("relay"), &database).await;
-    let relay = relay.with(&["--until-caught-up"]).with(settings);
+    let relay = relay.with(&["--until-caught-up", "--on-fault", "halt"]);
+    let relay = relay.with(settings);
     let output = relay.command().output().await.unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     (output, said)
@@ -141,6 +142,8 @@ fn kafka_property_reaches_the_client() {
         let relay = RelayOf::new(&unique("relay"), &database).await;
         let small = relay.clone().with(&[
             "--until-caught-up",
+            "--on-fault",
+            "halt",
             "--kafka-property",
             "message.max.bytes=2000",
         ]);

@@ -69,7 +69,7 @@ both_captures!(
 async fn a_deleted_topic_stops_the_relay_by_name_and_once_made_again_it_goes_on_from_its_position(
     capture: CaptureKind,
 ) {
-    let (deletion, running) = Deletion::of(capture, &[]).await;
+    let (deletion, running) = Deletion::of(capture, &["--on-fault", "halt"]).await;
     deletion.hand.delete(&deletion.topic).await;
     deletion.publish("2").await;
     running.says("does not exist").await;

@@ -195,7 +195,7 @@ pub enum Step {
     /// Carry this out and tell the outcome.
     Do(Command),
     /// Open; the last position.
-    Opened(Option<Position>),
+    Opened(Option<Box<Position>>),
     /// The batch and its position are visible, and no stale frame can touch what comes next.
     Published {
         /// Why the producer was made anew on the way.
@@ -322,7 +322,7 @@ impl Machine {
                 self.kafka_transaction =
                     found.as_ref().map_or(0, |record| record.kafka_transaction);
                 self.state = State::Ready;
-                Step::Opened(found.map(|record| record.position))
+                Step::Opened(found.map(|record| Box::new(record.position)))
             }
             (Input::Read(found), State::Reading(Purpose::Recycle { expected, why })) => {
                 self.recycled(found, &expected, why)

@@ -327,7 +327,7 @@ fn unexpected(step: &Step) -> Fault {
 impl<P: Proof, S: Shell> Sink for KafkaSink<P, S> {
     async fn open(&mut self) -> Result<Option<Position>, Fault> {
         match self.drive(Input::Open, None).await {
-            Step::Opened(position) => Ok(position),
+            Step::Opened(position) => Ok(position.map(|position| *position)),
             Step::Failed(fault) => Err(fault),
             other => Err(unexpected(&other)),
         }

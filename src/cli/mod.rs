@@ -1,5 +1,7 @@
 //! Commands, flags, help, and what is printed.
 
+mod parked;
+
 use std::io::IsTerminal;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -85,6 +87,9 @@ enum Command {
         "What was not published and is not in the table is gone with the WAL: events of outbox.emit, and rows that were deleted.",
     ))]
     Recover(RecoverArgs),
+    /// Transactions that can't be published, and those that wait behind them: look, retry, discard. The relay goes on
+    /// meanwhile, and acts within a second.
+    Parked(parked::ParkedArgs),
     /// Compares the rows that the outbox table still holds with the topics, also beside a running relay. Changes nothing.
     #[command(after_help = concat!(
         "Examples:\n  outbox-relay verify --config relay.toml\n  outbox-relay verify --config relay.toml --json | jq .lost\n\n",
@@ -190,6 +195,7 @@ pub async fn call(cli: Cli) -> u8 {
         Command::Adopt(args) => adopt(args).await,
         Command::Move(args) => move_to(args).await,
         Command::Recover(args) => recover(args).await,
+        Command::Parked(args) => parked::parked(args).await,
         Command::Verify(args) => verify(args).await,
     };
     match end {
