@@ -4,8 +4,9 @@
 //! by itself. A *held* one did not, but shares a key with one that is parked or held before it, so it waits, whole, in
 //! order. Both are *unsettled*: their events stand in `outbox.parked`, so that the position passes and retention runs.
 //!
-//! **Who failed?** In a group commit one failure aborts everybody, and the broker does not say whose it was. So the next
-//! tries take half as many transactions; what fails *alone* in its Kafka transaction is parked. A success doubles the number.
+//! **Who failed?** What is wrong with a topic's name, a topic that is not there, or a size is found before anything is sent,
+//! and names its transaction. What the broker refuses does not: in a group commit one failure aborts everybody. So the
+//! next tries halve the number of those who may be to blame, until one fails *alone* in its Kafka transaction.
 //!
 //! **Protocol.** Two systems take part, and Kafka decides: a position record names the transactions that it passed over
 //! without publishing them (`passed`), and those that it settles (`settled`).
@@ -103,7 +104,8 @@ pub struct Park<S> {
     /// A large transaction that was looked through, and whether it must wait.
     known: Option<(Arc<str>, bool)>,
     attempt: Attempt,
-    transactions_max: u64,
+    /// The next so many transactions hold one that can't be published.
+    suspects: u64,
     looked: Option<Instant>,
 }
 
@@ -134,14 +136,17 @@ impl<S: Store> Park<S> {
             doomed: None,
             known: None,
             attempt: Attempt::default(),
-            transactions_max: u64::MAX,
+            suspects: 0,
             looked: None,
         }
     }
 
     /// How many transactions the next batch may hold.
     pub fn transactions_max(&self) -> u64 {
-        self.transactions_max
+        match self.suspects {
+            0 => u64::MAX,
+            suspects => (suspects / 2).max(1),
+        }
     }
 
     /// Applies what the last record says, and reads what is unsettled.
@@ -334,7 +339,7 @@ impl<S: Store> Park<S> {
             self.settings.batch_events_max,
             self.settings.batch_bytes_max,
         );
-        let free = self.unsettled.free(self.transactions_max, limits);
+        let free = self.unsettled.free(self.transactions_max(), limits);
         if free.is_empty() {
             return Ok(None);
         }
@@ -414,7 +419,7 @@ impl<S: Store> Park<S> {
     /// # Errors
     /// Those of the store; the record says it again to the next one who opens.
     pub async fn published(&mut self) -> Result<(), Fault> {
-        self.transactions_max = self.transactions_max.saturating_mul(2);
+        self.suspects = self.suspects.saturating_sub(self.attempt.transactions);
         if self.passing.is_empty() && self.settling.is_empty() {
             return Ok(());
         }
@@ -438,38 +443,33 @@ impl<S: Store> Park<S> {
     /// # Errors
     /// That fault, or one of the store.
     pub async fn failed(&mut self, fault: Fault) -> Result<(), Fault> {
-        let Fault::Unpublishable { why, .. } = &fault else {
+        let Fault::Unpublishable { tx_id, why } = &fault else {
             return Err(fault);
         };
-        if self.settings.on_fault == OnFault::Halt {
+        let attempt = std::mem::take(&mut self.attempt);
+        if self.settings.on_fault == OnFault::Halt || attempt.transactions == 0 {
             return Err(fault);
         }
-        let attempt = std::mem::take(&mut self.attempt);
-        if attempt.transactions > 1 {
-            self.transactions_max = (attempt.transactions / 2).max(1);
+        let named = (tx_id != "?").then(|| Arc::from(tx_id.as_str()));
+        let alone = (attempt.transactions == 1).then_some(attempt.tx_id);
+        let Some(tx_id) = named.or(alone.flatten()) else {
+            self.suspects = attempt.transactions;
             info!(
-                "one of {} transactions can't be published ({why}); trying {} at a time",
-                attempt.transactions, self.transactions_max
+                "one of {} transactions can't be published ({why}); looking for it",
+                attempt.transactions
             );
             return Ok(());
-        }
-        let Some(tx_id) = attempt.tx_id else {
-            return Err(fault);
         };
-        match self
-            .unsettled
-            .id_of(&tx_id)
-            .filter(|id| attempt.released.contains(id))
-        {
+        self.suspects = 0;
+        let released = self.unsettled.id_of(&tx_id);
+        match released.filter(|id| attempt.released.contains(id)) {
             Some(id) => {
                 warn!(%tx_id, id, "it still can't be published: {why}");
                 self.store.failed_again(id, why).await?;
             }
             None => {
-                self.doomed = Some(Doomed {
-                    tx_id,
-                    why: why.clone(),
-                });
+                let why = why.clone();
+                self.doomed = Some(Doomed { tx_id, why });
             }
         }
         Ok(())

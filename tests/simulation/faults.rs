@@ -54,6 +54,16 @@ async fn promotion(world: World, fleet: Fleet, at: Duration, lacking: u64) {
     }
 }
 
+/// An operator has what is parked tried again, now and then.
+pub async fn retry(world: World) {
+    loop {
+        world.pass(100..=2_000).await;
+        if world.postgres().parked.retry_all() > 0 {
+            note(&world, "parked: retry asked");
+        }
+    }
+}
+
 fn note(world: &World, name: &'static str) {
     world.count(name);
     world.tell(|| name);

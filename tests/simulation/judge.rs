@@ -55,7 +55,10 @@ pub fn judge(world: &World, complete: bool) -> (Report, Vec<Violation>) {
     violations.extend(one_writer(&kafka));
     if world.scenario().capture == CaptureKind::Wal {
         let server = world.postgres();
-        violations.extend(in_commit_order(&server, &kafka));
+        // What was parked comes late, and what shares a key with it.
+        if world.scenario().poisoned == 0.0 {
+            violations.extend(in_commit_order(&server, &kafka));
+        }
         violations.extend(positions_say_what_is_published(&server, &kafka));
         let ahead = server.slot.ahead.clone();
         violations.extend(ahead.map(|what| Violation::new("I7", what)));

@@ -56,10 +56,14 @@ pub enum Mutation {
     NoSkip,
     /// Commits are streamed before they are flushed.
     UnflushedStream,
+    /// A row of `outbox.parked` counts before a position has passed it.
+    PendingCounts,
+    /// What a record settles is forgotten.
+    NoSettled,
 }
 
 impl Mutation {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::NoRecycling,
         Self::AbortAndGoOn,
         Self::PositionOutside,
@@ -73,6 +77,8 @@ impl Mutation {
         Self::AcknowledgeEarly,
         Self::NoSkip,
         Self::UnflushedStream,
+        Self::PendingCounts,
+        Self::NoSettled,
     ];
 }
 

@@ -12,6 +12,7 @@ use outbox_relay::capture::table::shell::Shell as _;
 use outbox_relay::fault::Fault;
 use outbox_relay::lease::Lease as _;
 use outbox_relay::ledger::Report;
+use outbox_relay::park::{OnFault, Park, ParkSettings};
 use outbox_relay::position::{Mismatch, Origin};
 use outbox_relay::relay::{Published, Relay, RelaySettings};
 use outbox_relay::sink::Sink as _;
@@ -27,6 +28,7 @@ use crate::judge::{Violation, judge};
 use crate::kafka::{Content, network, producer::Producer};
 use crate::lease::SimulatedLease;
 use crate::mutations::{MutatedProducer, MutatedProof, Mutation};
+use crate::postgres::parked::ParkStore;
 use crate::postgres::shell::{NAME, PostgresShell};
 use crate::process::Process;
 use crate::scenario::Scenario;
@@ -86,6 +88,7 @@ async fn live(scenario: Scenario, mutation: Mutation, traced: bool) -> Outcome {
     world.spawn(writers::write_wal(world.clone()));
     world.spawn(writers::resolve_prepared(world.clone()));
     world.spawn(network::time_out_transactions(world.clone()));
+    world.spawn(faults::retry(world.clone()));
     let writers: Vec<_> = (0..world.scenario().writers)
         .map(|_| tokio::task::spawn_local(writers::write(world.clone())))
         .collect();
@@ -266,7 +269,16 @@ impl Fleet {
             start: Start::Beginning,
             until_caught_up: false,
         };
-        Relay::new(capture, sink, lease, how, stop).run().await
+        let settings = ParkSettings {
+            on_fault: OnFault::Park,
+            events_max: u64::MAX,
+            bytes_max: u64::MAX,
+            batch_events_max: self.world.scenario().events_max,
+            batch_bytes_max: 1 << 20,
+        };
+        let park = Park::new(ParkStore::new(&self.world, self.mutation), settings);
+        let relay = Relay::new(capture, sink, lease, how, stop);
+        relay.parking(park).run().await
     }
 
     /// `outbox-relay adopt`: a person vouches for the position.

@@ -49,12 +49,18 @@ pub struct Scenario {
     pub sends_empty: bool,
     /// A commit waits so long for a synchronous standby, at most: it is flushed, but not visible.
     pub standby_ms: u64,
+    /// Transactions that can't be published before all is calm.
+    pub poisoned: f64,
 }
 
 impl Scenario {
     /// The scenario of a seed. Half of them are of the table capture.
     pub fn of(seed: u64) -> Self {
-        let scenario = Self::of_the_table(seed);
+        let mut scenario = Self::of_the_table(seed);
+        let mut random = fastrand::Rng::with_seed(seed ^ 0x9a4);
+        if scenario.promotion.is_none() {
+            scenario.poisoned = [0.0, 0.0, 0.1, 0.4][random.usize(..4)];
+        }
         let mut random = fastrand::Rng::with_seed(seed ^ 0x0a1);
         match random.bool() {
             true => scenario.of_the_wal(&mut random),
@@ -116,6 +122,7 @@ impl Scenario {
             record_bytes: 1,
             sends_empty: false,
             standby_ms: 0,
+            poisoned: 0.0,
             promotion: (random.u64(0..10) == 0).then(|| random.u64(0..=30)),
         }
     }

@@ -91,6 +91,23 @@ impl World {
     }
 
     /// From here on no new fault begins.
+    /// Whether a transaction can't be published at the moment.
+    pub fn is_poisoned(&self, tx_id: &str) -> bool {
+        let poisoned = self.scenario().poisoned;
+        if poisoned == 0.0 || self.is_calm() {
+            return false;
+        }
+        // The same for all who ask.
+        let seed = tx_id.bytes().fold(self.scenario().seed, |seed, byte| {
+            seed.wrapping_mul(31).wrapping_add(u64::from(byte))
+        });
+        let is_poisoned = fastrand::Rng::with_seed(seed).f64() < poisoned;
+        if is_poisoned {
+            self.count("Kafka: a transaction can't be published");
+        }
+        is_poisoned
+    }
+
     pub fn calm_down(&self) {
         *locked(&self.0.calm) = true;
     }

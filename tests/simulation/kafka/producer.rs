@@ -38,6 +38,8 @@ struct Life {
     queue: BTreeMap<Partition, Vec<Written>>,
     delivered: Partitions,
     signals: Vec<Signal>,
+    /// In the Kafka transaction.
+    transactions: BTreeSet<Arc<str>>,
 }
 
 fn away(why: &str) -> Fault {
@@ -131,6 +133,25 @@ impl Producer {
         let written = self.written(Content::Position(Box::new(record.clone())))?;
         let time = self.request_time();
         self.done(Request::Plain(Box::new(written)), time).await
+    }
+
+    /// A poisoned transaction is so for all who try, until all is calm. Sometimes the broker does not say which one it was.
+    fn is_publishable(&mut self, slice: &Slice) -> Result<(), Fault> {
+        let life = self.life()?;
+        life.transactions.insert(Arc::clone(&slice.tx_id));
+        let alone = life.transactions.len() == 1;
+        if !self.world.is_poisoned(&slice.tx_id) {
+            return Ok(());
+        }
+        let named = alone || self.world.chance(0.5);
+        Err(Fault::Unpublishable {
+            tx_id: if named {
+                slice.tx_id.to_string()
+            } else {
+                "?".into()
+            },
+            why: "it is poisoned".into(),
+        })
     }
 
     /// Sends what is queued, partition by partition.
@@ -243,11 +264,13 @@ impl Shell for Producer {
         life.registered.clear();
         life.delivered.clear();
         life.queue.clear();
+        life.transactions.clear();
         Ok(())
     }
 
     async fn produce(&mut self, slices: Vec<Slice>) -> Result<(), Fault> {
         for slice in &slices {
+            self.is_publishable(slice)?;
             for (index, event) in slice.events.iter().enumerate() {
                 let key = event
                     .key

@@ -3,6 +3,7 @@
 //! The durable state is a fold of the WAL up to the place that was flushed; a crash cuts the WAL there and folds it again.
 //! So what a crash takes away, and what it gives out again, follows from the log, as in the real server.
 
+pub mod parked;
 pub mod pgoutput;
 pub mod plan;
 pub mod session;
@@ -18,6 +19,7 @@ use outbox_relay::position::{Position, Snapshot, Xid};
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use self::parked::Parked;
 use self::plan::RowSize;
 use self::slot::Slot;
 use crate::scenario::Scenario;
@@ -90,6 +92,7 @@ pub struct Postgres {
     /// The position in `outbox.relay`.
     pub registered: Option<Position>,
     pub slot: Slot,
+    pub parked: Parked,
     /// Between two places of the log.
     record_bytes: u64,
     wal: Vec<Record>,
@@ -119,6 +122,7 @@ impl Postgres {
             timeline: 1,
             registered: None,
             slot: Slot::made_at(wal::SLOT_MADE),
+            parked: Parked::default(),
             record_bytes: scenario.record_bytes,
             wal: vec![Record::Reached(700)],
             flushed: 1,
