@@ -148,6 +148,13 @@ impl<C: Capture, S: Sink, L: Lease, P: Store> Relay<C, S, L, P> {
             return Ok(());
         }
         crash_point("relay.leased");
+        match self.serve().await {
+            Err(fault) => Err(self.own(fault).await),
+            Ok(()) => Ok(()),
+        }
+    }
+
+    async fn serve(&mut self) -> Result<(), Fault> {
         let position = self.open().await?;
         self.enter(State::Active, || {
             info!("active: publishing from {position}")
@@ -178,10 +185,7 @@ impl<C: Capture, S: Sink, L: Lease, P: Store> Relay<C, S, L, P> {
         if let Some(position) = self.sink.open().await? {
             return Ok(position);
         }
-        let genesis = match self.capture.genesis(self.settings.start).await {
-            Ok(genesis) => genesis,
-            Err(fault) => return Err(self.own(fault).await),
-        };
+        let genesis = self.capture.genesis(self.settings.start).await?;
         info!("first start of this relay: beginning at {genesis}");
         self.sink.publish(Batch::genesis(genesis.clone())).await?;
         crash_point("relay.genesis");
@@ -189,7 +193,7 @@ impl<C: Capture, S: Sink, L: Lease, P: Store> Relay<C, S, L, P> {
     }
 
     /// One that stood still since it opened must not take what its successor did for a reason to stop: a registration for a
-    /// lost position, a slot that has moved on for one that was made anew.
+    /// lost position, a slot that has moved on for one that was made anew, parked transactions that it does not know.
     async fn own(&self, fault: Fault) -> Fault {
         match fault.verdict() {
             Verdict::Stop(_) => self.lease.prove().await.err().unwrap_or(fault),
@@ -250,10 +254,7 @@ impl<C: Capture, S: Sink, L: Lease, P: Store> Relay<C, S, L, P> {
 
     async fn next(&mut self, position: &Position) -> Result<Option<Batch>, Fault> {
         self.capture.limit(self.park.transactions_max());
-        match next_or_stop(&mut self.capture, &position.place(), &self.stop).await {
-            Ok(batch) => Ok(batch),
-            Err(fault) => Err(self.own(fault).await),
-        }
+        next_or_stop(&mut self.capture, &position.place(), &self.stop).await
     }
 
     /// Publishes what waited and is free now; whether there was anything.
