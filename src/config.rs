@@ -123,6 +123,8 @@ options! {
     parked_events_max: u64, "OUTBOX_RELAY_PARKED_EVENTS_MAX", "Events that may be parked or held; beyond it the relay stops [default: 100000]";
     /// Bytes that may be parked or held.
     parked_bytes_max: u64, "OUTBOX_RELAY_PARKED_BYTES_MAX", "Their payload bytes [default: 268435456]";
+    /// How long published rows stay.
+    retention_minutes: u32, "OUTBOX_RELAY_RETENTION_MINUTES", "Minutes that a published row stays in the table, then it is deleted; without it rows stay for ever";
     /// Time after which a silent holder loses the lease.
     lease_ms: u64, "OUTBOX_RELAY_LEASE_MS", "Milliseconds after which a silent relay loses the lease [default: 1500]";
     /// Time to finish after a signal.
@@ -148,6 +150,8 @@ pub struct Settings {
     pub kafka: KafkaSettings,
     /// What happens to a transaction that can't be published.
     pub park: ParkSettings,
+    /// How many minutes published rows stay; none: for ever.
+    pub retention_minutes: Option<i32>,
     /// Time after which a silent holder loses the lease.
     pub lease_time: Duration,
     /// Time to finish after a signal.
@@ -277,6 +281,7 @@ impl Options {
                 StartKind::Beginning => Start::Beginning,
                 StartKind::Now => Start::Now,
             },
+            retention_minutes: self.retention(sink)?,
             lease_time: Duration::from_millis(at_least(
                 "lease-ms",
                 self.lease_ms.unwrap_or(1_500),
@@ -383,6 +388,21 @@ impl Options {
             true => Ok(slot),
             false => Err(wrong(format!(
                 "slot {slot:?} is not usable: 1 to 63 lower-case letters, digits or '_'"
+            ))),
+        }
+    }
+
+    fn retention(&self, sink: SinkKind) -> Result<Option<i32>, Fault> {
+        /// A hundred years; PostgreSQL reckons no further back than some thousands.
+        const MOST: u32 = 100 * 366 * 24 * 60;
+        match (self.retention_minutes, sink) {
+            (None, _) => Ok(None),
+            (Some(_), SinkKind::Memory) => Err(wrong(
+                "retention-minutes has no meaning with sink memory, which publishes nothing; leave one of the two out",
+            )),
+            (Some(minutes @ 1..=MOST), _) => Ok(i32::try_from(minutes).ok()),
+            (Some(minutes), _) => Err(wrong(format!(
+                "retention-minutes is {minutes}; it must be 1 to {MOST}, or left out: then rows stay for ever"
             ))),
         }
     }
@@ -532,6 +552,7 @@ mod tests {
             on_fault: Some(OnFault::Halt),
             parked_events_max: Some(21),
             parked_bytes_max: Some(22),
+            retention_minutes: Some(21),
             lease_ms: Some(1_900),
             drain_ms: Some(20),
             kafka_property: Vec::new(),
@@ -550,6 +571,7 @@ mod tests {
             outbox,
             kafka,
             park,
+            retention_minutes,
             lease_time,
             drain_time,
         } = given.settle().unwrap();
@@ -560,6 +582,7 @@ mod tests {
         );
         assert_eq!(database.to_string(), "127.0.0.1:1/other");
         assert_eq!((lease_time, drain_time), (ms(1_900), ms(20)));
+        assert_eq!(retention_minutes, Some(21));
         assert_eq!(
             (outbox.name.as_str(), outbox.table.as_str()),
             ("shop", "a.b")
@@ -634,7 +657,7 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named_with_what_would_be_right() {
         type Change = fn(&mut Options);
-        let cases: [(Change, &str); 17] = [
+        let cases: [(Change, &str); 20] = [
             (|o| o.name = None, "name is missing"),
             (
                 |o| o.name = Some("a b".into()),
@@ -674,6 +697,18 @@ mod tests {
                 "poll-ms-min has no meaning",
             ),
             (|o| o.batch_events_max = Some(0), "batch-events-max is 0"),
+            (|o| o.retention_minutes = Some(0), "retention-minutes is 0"),
+            (
+                |o| o.retention_minutes = Some(u32::MAX),
+                "it must be 1 to 52704000",
+            ),
+            (
+                |o| {
+                    (o.sink, o.kafka_brokers) = (Some(SinkKind::Memory), None);
+                    o.retention_minutes = Some(1);
+                },
+                "retention-minutes has no meaning with sink memory",
+            ),
             (|o| o.topic_partitions = Some(0), "topic-partitions is 0"),
             (
                 |o| {

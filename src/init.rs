@@ -25,15 +25,18 @@ const MIGRATIONS: [(i32, &str, &str); 3] = [
     ),
 ];
 
-/// The SQL of all migrations in one transaction, for people who may not run DDL from a tool.
+/// The SQL of all migrations in one transaction, and then `more`, for people who may not run DDL from a tool.
 #[must_use]
-pub fn script() -> String {
+pub fn script(more: Option<&str>) -> String {
     let mut script =
         String::from("-- outbox-relay: all of schema outbox, in one transaction.\nbegin;\n");
     for (version, name, sql) in MIGRATIONS {
         script += &format!(
             "\n-- {name}\n{sql}\ninsert into outbox.migrations (version, name) values ({version}, '{name}');\n"
         );
+    }
+    if let Some(more) = more {
+        script += &format!("\n{more};\n");
     }
     script + "\ncommit;\n"
 }
@@ -99,7 +102,7 @@ mod tests {
         for (i, (version, name, sql)) in MIGRATIONS.iter().enumerate() {
             assert_eq!(*version, i32::try_from(i).unwrap() + 1);
             assert!(name.starts_with(&format!("{version:03}_")));
-            assert!(script().contains(sql));
+            assert!(script(None).contains(sql));
         }
     }
 }

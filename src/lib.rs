@@ -13,11 +13,13 @@ pub mod relay;
 pub mod capture;
 pub mod lease;
 pub mod park;
+pub mod retention;
 pub mod sink;
 
 pub mod adopt;
 pub mod database;
 pub mod init;
+pub mod ring;
 
 pub mod crash_point;
 pub mod event;

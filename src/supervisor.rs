@@ -18,6 +18,7 @@ use crate::lease::{AdvisoryLease, Lease};
 use crate::park::postgres::PostgresStore;
 use crate::park::{self, Park};
 use crate::relay::{Published, Relay, RelaySettings};
+use crate::retention::{self, RetentionSettings};
 use crate::sink::Sink;
 use crate::sink::kafka::{KafkaSettings, KafkaSink, Proof, last_position};
 use crate::sink::memory::{MemorySink, MemoryStore};
@@ -60,6 +61,14 @@ fn capture(settings: &Settings) -> Result<Either, Fault> {
     )
 }
 
+fn retention(settings: &Settings) -> Option<RetentionSettings> {
+    settings.retention_minutes.map(|minutes| RetentionSettings {
+        minutes,
+        outbox: settings.outbox.clone(),
+        database: settings.database.clone(),
+    })
+}
+
 async fn supervise<S: Sink>(
     settings: &Settings,
     until_caught_up: bool,
@@ -75,6 +84,7 @@ async fn supervise<S: Sink>(
     };
     let store = PostgresStore::new(&settings.name, &settings.database)?;
     let park = Park::new(store, settings.park);
+    let _retention = retention(settings).map(|it| retention::start(it, lease.clone()));
     let relay = Relay::new(capture, sink, lease, how, stop.clone());
     let relay = relay.parking(park).run();
     tokio::pin!(relay);

@@ -12,7 +12,7 @@ use crate::capture::CaptureKind;
 use crate::capture::wal::make;
 use crate::config::{ConfigFile, Options, Settings};
 use crate::fault::{Fault, exit};
-use crate::{init, moves, supervisor, verify};
+use crate::{init, moves, ring, supervisor, verify};
 
 /// Exit codes, in every help text.
 const EXIT_CODES: &str = "Exit codes:
@@ -58,7 +58,7 @@ enum Command {
     /// Makes schema outbox in the database, or brings it up to date; with --capture wal publication and replication slot
     /// too. May be run again at any time.
     #[command(
-        after_help = "Examples:\n  outbox-relay init --database-url postgres://me@127.0.0.1/shop\n  outbox-relay init --print-sql | psql shop\n  outbox-relay init --capture wal --name shop --database-url postgres://me@127.0.0.1/shop"
+        after_help = "Examples:\n  outbox-relay init --database-url postgres://me@127.0.0.1/shop\n  outbox-relay init --print-sql | psql shop\n  outbox-relay init --partitioned --leaf-rows 5000000 --database-url postgres://me@127.0.0.1/shop\n  outbox-relay init --capture wal --name shop --database-url postgres://me@127.0.0.1/shop"
     )]
     Init(InitArgs),
     /// Publishes until it is stopped.
@@ -141,6 +141,26 @@ struct InitArgs {
     /// Print the SQL instead of running it.
     #[arg(long)]
     print_sql: bool,
+    /// Make outbox.events a ring of 16 leaves, so that retention truncates instead of deleting. Only while it is empty.
+    #[arg(long)]
+    partitioned: bool,
+    /// Rows of one leaf. The ring should hold what is written in twice the retention.
+    #[arg(long, value_name = "ROWS", requires = "partitioned", default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1..))]
+    leaf_rows: u32,
+}
+
+impl InitArgs {
+    /// The ring is of our own table; another one belongs to others.
+    fn ring(&self, options: &Options) -> Result<Option<u32>, Fault> {
+        match options.table.as_deref() {
+            Some(table) if self.partitioned && table != "outbox.events" => {
+                Err(Fault::Setting(format!(
+                    "--partitioned makes outbox.events, but table is {table:?}; leave one of the two out"
+                )))
+            }
+            _ => Ok(self.partitioned.then_some(self.leaf_rows)),
+        }
+    }
 }
 
 #[derive(Args, Debug)]
@@ -208,10 +228,13 @@ pub async fn call(cli: Cli) -> u8 {
 }
 
 async fn init_schema(args: InitArgs) -> Result<u8, Fault> {
-    let options = args.options.with_file(args.file.config.as_deref())?;
+    let options = args.options.clone();
+    let options = options.with_file(args.file.config.as_deref())?;
     let is_wal = options.capture == Some(CaptureKind::Wal);
+    let leaf_rows = args.ring(&options)?;
     if args.print_sql {
-        print!("{}", init::script());
+        let ring = leaf_rows.map(ring::script);
+        print!("{}", init::script(ring.as_deref()));
         if is_wal {
             print!("\n{}", make::script(&options.outbox()?));
         }
@@ -224,6 +247,15 @@ async fn init_schema(args: InitArgs) -> Result<u8, Fault> {
     match applied.as_slice() {
         [] => println!("{database}: schema outbox is up to date, nothing to do"),
         names => println!("{database}: applied {}", names.join(", ")),
+    }
+    if let Some(leaf_rows) = leaf_rows {
+        match ring::make(&database, leaf_rows).await? {
+            true => println!(
+                "{database}: made outbox.events a ring of {} leaves of {leaf_rows} rows; privileges on it are to be granted now",
+                ring::LEAVES
+            ),
+            false => println!("{database}: outbox.events is partitioned already"),
+        }
     }
     if let Some(outbox) = outbox {
         match supervisor::make_slot(&database, &outbox).await?.as_slice() {

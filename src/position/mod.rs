@@ -69,6 +69,19 @@ impl Snapshot {
         self.xmax <= later.xmax && later.in_progress.iter().all(|xid| !self.sees(*xid))
     }
 
+    /// The same without these transactions.
+    #[must_use]
+    pub fn without(&self, xids: &[Xid]) -> Self {
+        let mut in_progress = self.in_progress.clone();
+        in_progress.extend(xids.iter().filter(|xid| self.sees(**xid)));
+        in_progress.sort_unstable();
+        in_progress.dedup();
+        Self {
+            xmax: self.xmax,
+            in_progress,
+        }
+    }
+
     /// The part of this snapshot that a position may claim.
     ///
     /// After a crash PostgreSQL gives out again the ids of transactions whose end was not flushed, so a stored position

@@ -58,7 +58,7 @@ fn printed_sql_does_the_same_and_every_object_has_a_comment() {
     within(60, async {
         let url = empty_database().await;
         let printed = outbox_relay(&["init", "--print-sql"]).await;
-        assert_eq!(text(&printed.stdout), init::script());
+        assert_eq!(text(&printed.stdout), init::script(None));
         let client = connect(&url).await;
         client.batch_execute(&text(&printed.stdout)).await.unwrap();
         let again = outbox_relay(&["init", "--database-url", &url]).await;
