@@ -2,6 +2,9 @@
 
 use crate::position::{Mismatch, Origin, Position, Snapshot, Xid};
 
+/// How many transactions a statement may list as not to be touched: each row is compared with them.
+const OPEN_MAX: usize = 10_000;
+
 /// The newest mark that is older than the retention.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Old {
@@ -31,9 +34,6 @@ pub enum Unusable {
 impl Old {
     /// The transactions whose rows may go, on a server where `here` is and that will give out `next_xid` next.
     ///
-    /// `seen` alone says so: it is what was published, whichever capture made it, and claims nothing that a crash or a
-    /// promotion may give out again. An open window or a list beyond it would only say a little more.
-    ///
     /// # Errors
     /// Why none may.
     pub fn may_go(&self, here: &Origin, next_xid: Xid) -> Result<Snapshot, Unusable> {
@@ -43,11 +43,28 @@ impl Old {
             ..here.clone()
         };
         here.accepts(marked, next_xid)?;
-        match marked.seen.grows_into(&self.acknowledged.seen) {
-            true => Ok(marked.seen.without(&self.unsettled)),
+        let published = published(marked);
+        match published.grows_into(&published_exactly(&self.acknowledged)) {
+            true => Ok(published.without(&self.unsettled)),
             false => Err(Unusable::NotReached),
         }
     }
+}
+
+/// What had been published at this position, or a little less: an open window is left out, and so is what the WAL capture
+/// published beyond its snapshot, where that is a long list.
+fn published(position: &Position) -> Snapshot {
+    let exact = published_exactly(position);
+    match exact.in_progress().len() <= OPEN_MAX {
+        true => exact,
+        false => position.seen.clone(),
+    }
+}
+
+/// In a quiet outbox the snapshot of a position of the WAL stays behind, and what came last is in the list beyond it alone.
+fn published_exactly(position: &Position) -> Snapshot {
+    let as_table = position.as_table();
+    as_table.map_or_else(|| position.seen.clone(), |it| it.seen)
 }
 
 /// What a leaf of a partitioned table holds.
@@ -138,6 +155,34 @@ mod tests {
         });
         let may_go = old(position, "20:20:").may_go(&origin(1), 30).unwrap();
         assert_eq!(may_go.to_string(), "10:10:");
+    }
+
+    #[test]
+    fn what_the_wal_brought_beyond_the_snapshot_may_go_too() {
+        let beyond = |xids: Option<&[Xid]>| {
+            let xids = xids.map(|xids| xids.iter().copied().collect());
+            Position::at_lsn(origin(1), 1.into(), "10:20:10".parse().unwrap(), xids)
+        };
+        let may_go = |marked: Position, acknowledged: Position| {
+            let old = Old {
+                acknowledged,
+                ..old(marked, "1:1:")
+            };
+            old.may_go(&origin(1), 90_000).map(|it| it.to_string())
+        };
+        let known = beyond(Some(&[22]));
+        let exact = Ok("10:23:10,20,21".to_owned());
+        assert_eq!(may_go(known.clone(), known.clone()), exact);
+        assert_eq!(
+            may_go(beyond(None), known.clone()),
+            Ok("10:20:10".to_owned())
+        );
+        assert_eq!(
+            may_go(known.clone(), beyond(None)),
+            Err(Unusable::NotReached)
+        );
+        let far = beyond(Some(&[30_000]));
+        assert_eq!(may_go(far.clone(), far), Ok("10:20:10".to_owned()));
     }
 
     #[test]

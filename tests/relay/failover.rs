@@ -17,7 +17,7 @@ use crate::support::writers::{Load, Writers, finish_prepared, set_up};
 use crate::support::{until, within};
 
 /// The same relay on the promoted standby.
-fn moved(scene: Scene, standby: &Postgres) -> Scene {
+pub fn moved(scene: Scene, standby: &Postgres) -> Scene {
     let database = scene.database.moved_to(standby);
     let relay = RelayOf {
         database_url: database.url.clone(),
