@@ -110,6 +110,8 @@ impl<L: Lease> Retention<L> {
                 Ok(Some(unusable)) => {
                     self.tell(|| info!("nothing is deleted yet: {unusable}"), &unusable)
                 }
+                // The loop says so.
+                Err(Fault::LeaseLost(_)) => self.store = None,
                 Err(fault) => {
                     self.store = None;
                     self.tell(|| warn!("published rows are not deleted: {fault}"), &fault);
