@@ -46,8 +46,9 @@ const DRAW_EACH: usize = 6;
 const SIZES: &str = "
 select coalesce(sum(s.n_live_tup), 0)::bigint, coalesce(sum(s.n_dead_tup), 0)::bigint,
        sum(pg_table_size(t.relid))::bigint, sum(pg_indexes_size(t.relid))::bigint
-from pg_partition_tree('outbox.events') t left join pg_stat_user_tables s using (relid)
-where t.isleaf";
+from (select 'outbox.events'::regclass relid union select relid from pg_partition_tree('outbox.events')) t
+join pg_class c on c.oid = t.relid and c.relkind = 'r'
+left join pg_stat_user_tables s on s.relid = t.relid";
 
 /// One table, its writers and its relay.
 struct Side {
