@@ -1,9 +1,6 @@
 -- The newest mark that is old enough, beside the position that was acknowledged last. No row if another process than this one
 -- acknowledged it: then it is not known yet where the relay stands.
-select m.at::text, m.position::text, r.position::text,
-       -- PARKED: transactions that the position has passed and that are not settled, as
-       -- (select array_agg(p.xid::text) from outbox.parked p where p.relay = r.name and p.state in ('parked', 'held')).
-       null::text[]
+select m.at::text, m.position::text, r.position::text
 from outbox.relay r
 cross join lateral (
     select at, position from outbox.marks

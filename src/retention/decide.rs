@@ -14,8 +14,6 @@ pub struct Old {
     pub position: Position,
     /// The position that was acknowledged last, by this process.
     pub acknowledged: Position,
-    /// Transactions that the position has passed and that are not settled.
-    pub unsettled: Vec<Xid>,
 }
 
 /// Why a mark says nothing about the rows that are here.
@@ -32,11 +30,17 @@ pub enum Unusable {
 }
 
 impl Old {
-    /// The transactions whose rows may go, on a server where `here` is and that will give out `next_xid` next.
+    /// The transactions whose rows may go, on a server where `here` is and that will give out `next_xid` next. Not those
+    /// that were passed over and are `unsettled`.
     ///
     /// # Errors
     /// Why none may.
-    pub fn may_go(&self, here: &Origin, next_xid: Xid) -> Result<Snapshot, Unusable> {
+    pub fn may_go(
+        &self,
+        here: &Origin,
+        next_xid: Xid,
+        unsettled: &[Xid],
+    ) -> Result<Snapshot, Unusable> {
         let marked = &self.position;
         let here = Origin {
             capture: marked.origin.capture.clone(),
@@ -45,7 +49,7 @@ impl Old {
         here.accepts(marked, next_xid)?;
         let published = published(marked);
         match published.grows_into(&published_exactly(&self.acknowledged)) {
-            true => Ok(published.without(&self.unsettled)),
+            true => Ok(published.without(unsettled)),
             false => Err(Unusable::NotReached),
         }
     }
@@ -134,15 +138,13 @@ mod tests {
             at: String::new(),
             position,
             acknowledged: at(acknowledged),
-            unsettled: Vec::new(),
         }
     }
 
     #[test]
     fn what_the_snapshot_of_the_mark_has_seen_may_go_but_for_what_is_not_settled() {
-        let mut old = old(at("10:20:10,15"), "20:30:20");
-        old.unsettled = vec![12, 15, 25];
-        let may_go = old.may_go(&origin(1), 30).unwrap();
+        let old = old(at("10:20:10,15"), "20:30:20");
+        let may_go = old.may_go(&origin(1), 30, &[12, 15, 25]).unwrap();
         assert_eq!(may_go.to_string(), "10:20:10,12,15");
     }
 
@@ -153,7 +155,7 @@ mod tests {
             until: "20:20:".parse().unwrap(),
             last_seq: 7,
         });
-        let may_go = old(position, "20:20:").may_go(&origin(1), 30).unwrap();
+        let may_go = old(position, "20:20:").may_go(&origin(1), 30, &[]).unwrap();
         assert_eq!(may_go.to_string(), "10:10:");
     }
 
@@ -168,7 +170,7 @@ mod tests {
                 acknowledged,
                 ..old(marked, "1:1:")
             };
-            old.may_go(&origin(1), 90_000).map(|it| it.to_string())
+            old.may_go(&origin(1), 90_000, &[]).map(|it| it.to_string())
         };
         let known = beyond(Some(&[22]));
         let exact = Ok("10:23:10,20,21".to_owned());
@@ -191,7 +193,7 @@ mod tests {
             capture: "table".into(),
             ..origin(1)
         };
-        assert!(old(at("10:10:"), "10:10:").may_go(&here, 30).is_ok());
+        assert!(old(at("10:10:"), "10:10:").may_go(&here, 30, &[]).is_ok());
     }
 
     #[test]
@@ -206,13 +208,13 @@ mod tests {
         for change in elsewhere {
             let mut here = origin(1);
             change(&mut here);
-            let refused = old(at("10:10:"), "10:10:").may_go(&here, 30);
+            let refused = old(at("10:10:"), "10:10:").may_go(&here, 30, &[]);
             assert!(
                 matches!(refused, Err(Unusable::Elsewhere(_))),
                 "{refused:?}"
             );
         }
-        let ahead = old(at("40:40:"), "40:40:").may_go(&origin(1), 30);
+        let ahead = old(at("40:40:"), "40:40:").may_go(&origin(1), 30, &[]);
         assert!(matches!(
             ahead,
             Err(Unusable::Elsewhere(Mismatch::Ahead(39, 30)))
@@ -221,7 +223,7 @@ mod tests {
 
     #[test]
     fn a_mark_that_the_relay_has_not_reached_again_says_nothing() {
-        let set_back = old(at("20:20:"), "15:20:15").may_go(&origin(1), 30);
+        let set_back = old(at("20:20:"), "15:20:15").may_go(&origin(1), 30, &[]);
         assert_eq!(set_back, Err(Unusable::NotReached));
     }
 
@@ -277,9 +279,8 @@ mod tests {
                 at: String::new(),
                 position: Position::at(origin(1), marked.clone()),
                 acknowledged: Position::at(origin(1), acknowledged.clone()),
-                unsettled: unsettled.clone(),
             };
-            let Ok(may_go) = old.may_go(&origin(timeline), next_xid) else { return Ok(()); };
+            let Ok(may_go) = old.may_go(&origin(timeline), next_xid, &unsettled) else { return Ok(()); };
             prop_assert_eq!(timeline, 1);
             for xid in (1..70).filter(|xid| may_go.sees(*xid)) {
                 prop_assert!(marked.sees(xid) && acknowledged.sees(xid) && xid < next_xid && !unsettled.contains(&xid));

@@ -11,6 +11,7 @@
 //!   else there. After a promotion all that was published is covered by the marks that come.
 //! * **Not ahead of the relay.** A mark is used only if the position that *this process* acknowledged last has seen as much.
 //!   So where Kafka was set back, nothing goes that must be published again.
+//! * **Settled.** What is parked or held stays, though the position has passed it.
 //! * **Nobody reads it.** The captures look for what the relay's position has not seen; `move` and `recover` too. The tally
 //!   after a promotion counts what came after the last acknowledged position, and no mark is ahead of that. The highest
 //!   transaction of which there is a row may fall; then a position claims less.
@@ -48,7 +49,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// A leaf that somebody works in is tried again so often, then with the next look.
 const TRIES: u32 = 20;
 /// Each pass goes on where the last one had seen all; of so many passes one goes through the whole table, for what was
-/// not settled then.
+/// settled meanwhile.
 const WHOLE_EACH: u32 = 60;
 
 /// How long published rows stay, and of which table.
@@ -149,7 +150,8 @@ impl<L: Lease> Retention<L> {
             Some((_, from)) if self.passes % WHOLE_EACH != 0 => *from,
             _ => Place::default(),
         };
-        let may_go = match old.may_go(&store.origin, store.next_xid().await?) {
+        let unsettled = store.unsettled().await?;
+        let may_go = match old.may_go(&store.origin, store.next_xid().await?, &unsettled) {
             Ok(may_go) => may_go,
             Err(unusable) => return Ok(Some(unusable)),
         };

@@ -85,19 +85,24 @@ impl Store {
         ];
         let rows = self.client.query_typed(old, &values).await?;
         let read = |row: &Row| {
-            let unsettled: Option<Vec<&str>> = row.try_get(3)?;
             Ok(Old {
                 at: row.try_get(0)?,
                 position: position(row.try_get(1)?)?,
                 acknowledged: position(row.try_get(2)?)?,
-                unsettled: unsettled
-                    .unwrap_or_default()
-                    .into_iter()
-                    .map(xid)
-                    .collect::<Result<_, Fault>>()?,
             })
         };
         rows.first().map(read).transpose()
+    }
+
+    /// Transactions that were passed over and are not settled: parked, or held behind such.
+    ///
+    /// # Errors
+    /// Those of the server.
+    pub async fn unsettled(&self) -> Result<Vec<Xid>, Fault> {
+        let unsettled = include_str!("../../sql/retention/unsettled.sql");
+        let name: [Value; 1] = [(&self.settings.name, Type::TEXT)];
+        let rows = self.client.query_typed(unsettled, &name).await?;
+        rows.iter().map(|row| xid(row.try_get(0)?)).collect()
     }
 
     /// The next transaction id that the server will give out.

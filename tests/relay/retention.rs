@@ -437,7 +437,8 @@ create role {role} login;
 grant usage on schema outbox to {role};
 grant select on outbox.events to {role};
 grant select, insert, update on outbox.relay to {role};
-grant select, insert on outbox.marks to {role};";
+grant select, insert on outbox.marks to {role};
+grant select, insert, update, delete on outbox.parked, outbox.parked_events, outbox.parked_audit to {role};";
 const GRANTS_TO_DELETE: &str = "
 grant delete on outbox.events, outbox.marks to {role};
 do $$ declare leaf regclass; begin
