@@ -349,6 +349,41 @@ async fn nobody_waits_for_a_lock(capture: CaptureKind, table: Table) {
     clean(&scene.check().await, 11);
 }
 
+everywhere!(120, what_is_parked_stays_until_it_is_settled);
+
+async fn what_is_parked_stays_until_it_is_settled(capture: CaptureKind, table: Table) {
+    let scene = scene(capture, table).await;
+    set_up(&scene.database, 3).await;
+    let client = scene.database.connect().await;
+    let relay = scene.relay.start().await;
+    publish(&scene, "old", 25).await;
+    relay.terminate().await;
+    // One in each leaf of the ring.
+    let park = "insert into outbox.parked (relay, tx_id, xid, state, events)
+                select r.name, e.seq, e.xid, s.state, 1 from outbox.relay r, (values (3, 'parked'), (13, 'held'), (23, 'pending')) s (seq, state)
+                join outbox.events e using (seq)";
+    client.batch_execute(park).await.unwrap();
+    let left = match table {
+        Table::Plain => 3,
+        Table::Ring(_) => 25,
+    };
+    without_a_relay(&scene, &client, left).await;
+    let settle = "update outbox.parked set state = case state when 'held' then 'discarded' else 'published' end where state <> 'pending'";
+    client.batch_execute(settle).await.unwrap();
+    let left = match table {
+        Table::Plain => 1,
+        Table::Ring(_) => {
+            number(
+                &client,
+                "select count(*) from outbox.events where seq >= 20",
+            )
+            .await
+        }
+    };
+    without_a_relay(&scene, &client, left).await;
+    scene.drop_slots().await;
+}
+
 both_captures!(
     180,
     after_a_promotion_marks_of_the_old_timeline_delete_nothing
@@ -363,8 +398,8 @@ async fn after_a_promotion_marks_of_the_old_timeline_delete_nothing(capture: Cap
     if capture == CaptureKind::Wal {
         // A slot that stands before what the standby still has is kept once it has moved on.
         let moves_on = async {
-            loop {
-                publish(&scene, "more", 1).await;
+            for i in 0.. {
+                publish(&scene, &format!("more{i}-"), 1).await;
             }
         };
         tokio::select! {
