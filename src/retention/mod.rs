@@ -64,7 +64,6 @@ pub struct RetentionSettings {
 }
 
 /// Starts the task; it ends when the handle is dropped.
-#[must_use]
 pub fn start<L>(settings: RetentionSettings, lease: L) -> AbortOnDropHandle<()>
 where
     L: Lease + Send + Sync + 'static,
@@ -147,7 +146,7 @@ impl<L: Lease> Retention<L> {
         };
         let from = match &self.done {
             Some((at, _)) if *at == old.at => return Ok(None),
-            Some((_, from)) if self.passes % WHOLE_EACH != 0 => *from,
+            Some((_, from)) if !self.passes.is_multiple_of(WHOLE_EACH) => *from,
             _ => Place::default(),
         };
         let unsettled = store.unsettled().await?;
