@@ -24,6 +24,7 @@ pub mod event;
 pub mod fault;
 pub mod position;
 
+pub mod doctor;
 pub mod ledger;
 pub mod outcome;
 pub mod scan;

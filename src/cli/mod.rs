@@ -12,7 +12,7 @@ use crate::capture::CaptureKind;
 use crate::capture::wal::make;
 use crate::config::{ConfigFile, Options, Settings};
 use crate::fault::{Fault, exit};
-use crate::{init, moves, supervisor, verify};
+use crate::{doctor, init, moves, supervisor, verify};
 
 /// Exit codes, in every help text.
 const EXIT_CODES: &str = "Exit codes:
@@ -97,6 +97,28 @@ enum Command {
         "It needs `select` on the outbox table, outbox.relay and outbox.marks, and READ, DESCRIBE and DESCRIBE_CONFIGS on the topics.",
     ))]
     Verify(VerifyArgs),
+    /// Looks at both servers: what is wrong, why it matters, and the statement or setting that cures it. Changes nothing.
+    #[command(after_help = concat!(
+        "Examples:\n  outbox-relay doctor --config relay.toml\n  outbox-relay doctor --config relay.toml --json | jq '.checks[] | select(.verdict == \"error\")'\n\n",
+        "Run it with the settings of the relay, beside it or before its first start. It takes 40 s at most, also where a server is away.\n\n",
+        "It ends with 0 if nothing is wrong, with 1 if there are warnings alone, with 3 if there are errors, with 2 if a setting is wrong.\n",
+        "What it may not look at it says; that alone does not change the exit code.",
+    ))]
+    Doctor(DoctorArgs),
+}
+
+#[derive(Args, Debug)]
+struct DoctorArgs {
+    #[command(flatten)]
+    file: ConfigFile,
+    #[command(flatten)]
+    options: Options,
+    /// Print what was found as one JSON object.
+    #[arg(long)]
+    json: bool,
+    /// Seconds after which an open transaction is told of.
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    transaction_age_s: u32,
 }
 
 #[derive(Args, Debug)]
@@ -197,6 +219,7 @@ pub async fn call(cli: Cli) -> u8 {
         Command::Recover(args) => recover(args).await,
         Command::Parked(args) => parked::parked(args).await,
         Command::Verify(args) => verify(args).await,
+        Command::Doctor(args) => doctor(args).await,
     };
     match end {
         Ok(code) => code,
@@ -314,6 +337,21 @@ async fn verify(args: VerifyArgs) -> Result<u8, Fault> {
     } else {
         exit::FAILED
     })
+}
+
+async fn doctor(args: DoctorArgs) -> Result<u8, Fault> {
+    let settings = settled(args.options, &args.file)?;
+    let report = doctor::doctor(&settings, args.transaction_age_s).await;
+    if args.json {
+        let json =
+            serde_json::to_string(&report).map_err(|error| Fault::Defect(error.to_string()))?;
+        println!("{json}");
+    } else {
+        let stdout = std::io::stdout();
+        let colour = stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none();
+        println!("{}", report.text(colour));
+    }
+    Ok(report.exit_code())
 }
 
 fn settled(options: Options, file: &ConfigFile) -> Result<Settings, Fault> {

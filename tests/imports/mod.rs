@@ -12,6 +12,7 @@ const OURS: [(&str, &[&str]); 22] = [
             "capture",
             "config",
             "demo",
+            "doctor",
             "fault",
             "init",
             "moves",
@@ -81,6 +82,10 @@ const OURS: [(&str, &[&str]); 22] = [
         ],
     ),
     (
+        "doctor",
+        &["capture", "config", "fault", "init", "position", "sink"],
+    ),
+    (
         "demo",
         &[
             "database", "fault", "init", "ledger", "outcome", "scan", "servers",
@@ -93,13 +98,23 @@ const OURS: [(&str, &[&str]); 22] = [
 const OTHERS: [(&str, &[&str]); 5] = [
     ("pgwire_replication", &["capture/wal/wire.rs"]),
     ("postgres_protocol", &["capture/wal/wire.rs"]),
-    ("rdkafka", &["sink/kafka/", "scan.rs", "verify/", "demo/"]),
+    (
+        "rdkafka",
+        &[
+            "sink/kafka/",
+            "scan.rs",
+            "verify/",
+            "demo/",
+            "doctor/kafka.rs",
+        ],
+    ),
     (
         "tokio_postgres",
         &[
             "capture/",
             "database.rs",
             "demo/",
+            "doctor/postgres.rs",
             "fault.rs",
             "park/unsettled.rs",
             "init.rs",
@@ -120,7 +135,7 @@ const OTHERS: [(&str, &[&str]); 5] = [
 ];
 
 /// Files without IO and without a clock.
-const PURE: [&str; 15] = [
+const PURE: [&str; 25] = [
     "capture/columns.rs",
     "capture/route.rs",
     "capture/wal/layout.rs",
@@ -128,6 +143,16 @@ const PURE: [&str; 15] = [
     "capture/wal/published.rs",
     "capture/wal/slot.rs",
     "capture/window.rs",
+    "doctor/checks/brokers.rs",
+    "doctor/checks/position.rs",
+    "doctor/checks/server.rs",
+    "doctor/checks/session.rs",
+    "doctor/checks/table.rs",
+    "doctor/checks/topics.rs",
+    "doctor/checks/wal.rs",
+    "doctor/checks/writers.rs",
+    "doctor/facts.rs",
+    "doctor/report.rs",
     "fault.rs",
     "ledger/check.rs",
     "outcome.rs",
