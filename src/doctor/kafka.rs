@@ -9,6 +9,7 @@ use rdkafka::admin::{
 };
 use rdkafka::client::ClientContext;
 use rdkafka::config::{FromClientConfigAndContext as _, RDKafkaLogLevel};
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::metadata::{Metadata, MetadataTopic};
 use tokio::runtime::Handle;
@@ -24,6 +25,8 @@ use crate::sink::kafka::{KafkaSettings, last_position, secrets};
 const PATIENCE: Duration = Duration::from_secs(20);
 /// One request.
 const REQUEST: Duration = Duration::from_secs(5);
+/// What the client has logged so far.
+const LOG: Duration = Duration::from_millis(400);
 
 /// What can be found out, about these topics among others.
 pub(super) async fn gather(
@@ -64,6 +67,8 @@ impl Listener {
     }
 }
 
+impl ConsumerContext for Listener {}
+
 impl ClientContext for Listener {
     fn log(&self, _: RDKafkaLogLevel, facility: &str, line: &str) {
         if let Some((name, versions)) = request(facility, line) {
@@ -92,6 +97,8 @@ struct Asking<'a> {
     settings: &'a KafkaSettings,
     runtime: Handle,
     listener: Listener,
+    /// Asked for metadata, and polled for the log: an admin client keeps it to itself.
+    consumer: BaseConsumer<Listener>,
     admin: AdminClient<Listener>,
     denied: Vec<Denied>,
 }
@@ -100,13 +107,18 @@ impl<'a> Asking<'a> {
     fn begin(settings: &'a KafkaSettings, runtime: Handle) -> Known<Self> {
         let listener = Listener::default();
         let mut config = settings.client_config();
-        // The only way to learn which requests a broker understands.
+        let admin = AdminClient::from_config_and_context(&config, listener.clone());
         config
+            // Needed to make a consumer; without subscription and commits no group comes of it.
+            .set("group.id", "outbox-relay-doctor")
+            // The only way to learn which requests a broker understands.
             .set("debug", "feature")
             .set_log_level(RDKafkaLogLevel::Debug);
-        let admin = AdminClient::from_config_and_context(&config, listener.clone());
+        let consumer = BaseConsumer::from_config_and_context(&config, listener.clone());
+        let bad = |error: KafkaError| Unknown(told(settings, &error));
         Ok(Self {
-            admin: admin.map_err(|error| Unknown(told(settings, &error)))?,
+            consumer: consumer.map_err(bad)?,
+            admin: admin.map_err(bad)?,
             settings,
             runtime,
             listener,
@@ -118,8 +130,10 @@ impl<'a> Asking<'a> {
         let asked = Instant::now();
         let position_topic = topic_of(&self.settings.name);
         // One topic, because a cluster may have very many.
-        let metadata = self.metadata(&position_topic)?;
+        let metadata = self.consumer.fetch_metadata(Some(&position_topic), REQUEST);
         let answered_ms = asked.elapsed().as_millis();
+        self.listen();
+        let metadata = metadata.map_err(|error| self.unknown(&error))?;
         let brokers = metadata.brokers().len();
         let broker = metadata.brokers().first().map(|broker| broker.id());
         let broker = broker.map_or_else(|| unknown("Kafka names no broker"), |id| self.broker(id));
@@ -154,9 +168,18 @@ impl<'a> Asking<'a> {
         })
     }
 
+    /// Until the last request of a transaction is named, or no more comes.
+    fn listen(&self) {
+        let until = Instant::now() + LOG;
+        while Instant::now() < until
+            && !self.listener.heard(|it| it.requests.contains_key("EndTxn"))
+        {
+            let _ = self.consumer.poll(LOG / 20);
+        }
+    }
+
     fn metadata(&self, topic: &str) -> Known<Metadata> {
-        self.admin
-            .inner()
+        self.consumer
             .fetch_metadata(Some(topic), REQUEST)
             .map_err(|error| self.unknown(&error))
     }
@@ -234,6 +257,8 @@ impl<'a> Asking<'a> {
             .block_on(self.admin.describe_configs([resource], &options));
         let answer = answer.map_err(|error| Refused::Else(self.unknown(&error)))?;
         match answer.into_iter().next() {
+            // The client library keeps the error of a resource to itself, and then there are no settings.
+            Some(Ok(resource)) if resource.entries.is_empty() => Err(Refused::Denied),
             Some(Ok(resource)) => Ok(settings_of(resource)),
             Some(Err(
                 RDKafkaErrorCode::TopicAuthorizationFailed

@@ -23,6 +23,7 @@ mod cluster;
 mod commands;
 #[cfg(debug_assertions)]
 mod crash_points;
+mod doctor;
 mod failover;
 mod faults;
 #[cfg(debug_assertions)]

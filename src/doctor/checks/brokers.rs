@@ -151,7 +151,13 @@ pub fn transaction_state(facts: &Facts) -> Known<Outcome> {
             "min.insync.replicas=2",
         ))));
     }
-    unless(findings, format!("{replicas} copies, {in_sync} in sync"))
+    unless(
+        findings,
+        format!(
+            "{}, of which {in_sync} must be in sync",
+            super::topics::copies_of(replicas)
+        ),
+    )
 }
 
 pub fn auto_create(facts: &Facts) -> Known<Outcome> {

@@ -53,8 +53,15 @@ pub fn position_topic(facts: &Facts) -> Known<Outcome> {
     }
     unless(
         findings,
-        format!("1 partition, compact, {} copies", topic.replicas),
+        format!("1 partition, compact, {}", copies_of(topic.replicas)),
     )
+}
+
+pub(super) fn copies_of(replicas: usize) -> String {
+    match replicas {
+        1 => "1 copy".to_owned(),
+        more => format!("{more} copies"),
+    }
 }
 
 /// Those of the events that are there.
@@ -115,8 +122,9 @@ pub fn topics(facts: &Facts) -> Known<Outcome> {
 
 fn copies(facts: &Facts, kafka: &KafkaFacts, name: &str, topic: &TopicFacts) -> Finding {
     let what = format!(
-        "topic {name} has {} copies on {} brokers",
-        topic.replicas, kafka.brokers
+        "topic {name} has {} on {} brokers",
+        copies_of(topic.replicas),
+        kafka.brokers
     );
     warning(what, "what the broker with the only copy loses is lost").cure(person(format!(
         "give it {} copies by kafka-reassign-partitions.sh --bootstrap-server {}",
@@ -137,8 +145,8 @@ pub fn replicas(facts: &Facts) -> Known<Outcome> {
             continue;
         };
         let what = format!(
-            "topic {name} has {} copies and min.insync.replicas {in_sync}",
-            topic.replicas
+            "topic {name} has {} and min.insync.replicas {in_sync}",
+            copies_of(topic.replicas)
         );
         if in_sync > topic.replicas {
             let why = "there can't be so many in sync, so Kafka refuses all that is written";
