@@ -54,6 +54,8 @@ pub struct PostgresFacts {
     pub prepared: Known<Vec<Prepared>>,
     pub slots: Known<Vec<SlotFacts>>,
     pub publication: Known<Option<Publication>>,
+    /// Whether the table holds rows from before the slot; `None`: outbox.slots does not know when it was made.
+    pub older_rows: Known<Option<bool>>,
     /// Where the newest rows go.
     pub destinations: Known<Vec<Destination>>,
     pub origin: Known<(Origin, Xid)>,

@@ -98,6 +98,7 @@ async fn ask(settings: &Settings, old_after_s: i64) -> Known<PostgresFacts> {
         prepared: one(&client, include_str!("../../sql/doctor/prepared.sql"), &age).await,
         slots: one(&client, include_str!("../../sql/doctor/slots.sql"), &[]).await,
         publication: publication(&client, outbox).await,
+        older_rows: older_rows(&client, outbox, &table).await,
         destinations: destinations(&client, outbox, &table).await,
         streams_from: match settings.capture {
             CaptureKind::Wal => make::streams_from(&settings.database).await.map_err(of),
@@ -131,6 +132,7 @@ fn nothing_else(
         prepared: unknown(reason),
         slots: unknown(reason),
         publication: unknown(reason),
+        older_rows: unknown(reason),
         destinations: unknown(reason),
         origin: unknown(reason),
         left: unknown(reason),
@@ -297,6 +299,28 @@ async fn publication(
         &values,
     )
     .await
+}
+
+/// What a first start of capture wal asks.
+async fn older_rows(
+    client: &Client,
+    outbox: &CaptureSettings,
+    table: &Known<Option<TableFacts>>,
+) -> Known<Option<bool>> {
+    let Some(table) = known(table)? else {
+        return Ok(None);
+    };
+    let older = match table.columns.contains_key(&outbox.columns.xid) {
+        true => "pg_visible_in_snapshot({xid}, s.snapshot::pg_snapshot)",
+        false => "true",
+    };
+    let made = include_str!("../../sql/wal/made.sql")
+        .replace("{older}", older)
+        .replace("{xid}", &quoted(&outbox.columns.xid))
+        .replace("{table}", &table.name);
+    let rows = rows(client, &made, &[(&outbox.slot, Type::TEXT)]).await?;
+    let older = rows.first().map(|row| row.try_get(1)).transpose();
+    older.map_err(of_error)
 }
 
 /// From the newest rows, where the table can tell which these are.

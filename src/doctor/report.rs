@@ -206,6 +206,7 @@ impl Paint {
 
     fn check(self, told: &Told) -> String {
         let (mark, text) = match told.verdict {
+            Verdict::Fine if told.detail.is_empty() => ("✓", told.wanted.to_owned()),
             Verdict::Fine => ("✓", format!("{}: {}", told.wanted, told.detail)),
             Verdict::Warning => ("!", format!("not so: {}", told.wanted)),
             Verdict::Error => ("✗", format!("not so: {}", told.wanted)),

@@ -208,6 +208,9 @@ impl Hospital {
         if steps.any(|(_, step)| step.starts_with("restart PostgreSQL")) {
             self.restart().await;
         }
+        if found.wrong().contains("wal.older-rows") {
+            self.run("delete from outbox.events").await;
+        }
         for (code, line) in found.cures("shell") {
             self.shell(&code, &line).await;
         }

@@ -5,6 +5,8 @@ mod position;
 mod server;
 mod session;
 mod table;
+#[cfg(test)]
+mod tests;
 mod topics;
 mod wal;
 mod writers;
@@ -53,6 +55,7 @@ checks! {
     "wal.replication"           "the role may open a replication connection"                      wal::replication;
     "wal.publication"           "the publication publishes each inserted row, whole"              wal::publication;
     "wal.slot"                  "the replication slot is there and has not lost WAL"              wal::slot;
+    "wal.older-rows"            "the slot has all rows that are to be published"                  wal::older_rows;
     "wal.slot-limit"            "there is a limit to the WAL that slots keep"                     wal::limit;
     "wal.slot-failover"         "standbys keep the slot too"                                      wal::failover;
     "wal.headroom"              "there is room for the slot and its walsender"                    wal::headroom;

@@ -44,7 +44,7 @@ pub fn version(facts: &Facts) -> Known<Outcome> {
 
 pub fn primary(facts: &Facts) -> Known<Outcome> {
     match facts.server()?.is_standby {
-        false => fine("it is"),
+        false => fine(""),
         true => found(
             error(
                 "it is a standby",

@@ -18,7 +18,7 @@ pub fn session(facts: &Facts) -> Known<Outcome> {
         .iter()
         .any(|kept| *kept != session.lease_ms);
     let what = match (shared, forgot) {
-        (false, false) => return fine("it is, and idle_session_timeout holds"),
+        (false, false) => return fine("idle_session_timeout holds"),
         (true, _) => {
             "two connections share a session of the server: a pooler in transaction mode lies between"
         }

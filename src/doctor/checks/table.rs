@@ -242,7 +242,7 @@ pub fn logged(facts: &Facts) -> Known<Outcome> {
         )
         .cure(sql(format!("alter table {name} set logged")))
     };
-    unless(table.unlogged.iter().map(tell).collect(), "it does")
+    unless(table.unlogged.iter().map(tell).collect(), "")
 }
 
 pub fn privileges(facts: &Facts) -> Known<Outcome> {

@@ -191,7 +191,7 @@ pub fn unclean_election(facts: &Facts) -> Known<Outcome> {
             );
         }
     }
-    unless(findings, "it is off everywhere")
+    unless(findings, "")
 }
 
 pub fn message_size(facts: &Facts) -> Known<Outcome> {
@@ -259,5 +259,5 @@ pub fn timestamps(facts: &Facts) -> Known<Outcome> {
             );
         }
     }
-    unless(findings, "no topic refuses old records")
+    unless(findings, "")
 }

@@ -2,6 +2,7 @@
 
 use super::only_wal;
 use super::table::quoted;
+use crate::capture::Start;
 use crate::doctor::facts::{Facts, Known, SlotFacts, known, unknown};
 use crate::doctor::finding::{
     Cure, Outcome, error, fine, found, person, shell, sql, unless, warning,
@@ -12,7 +13,7 @@ pub fn level(facts: &Facts) -> Known<Outcome> {
     only_wal!(facts);
     let server = facts.server()?;
     match server.setting("wal_level") {
-        "logical" => fine("it is"),
+        "logical" => fine(""),
         other => found(
             error(
                 format!("wal_level is {other}"),
@@ -183,6 +184,46 @@ fn ahead_of_position(facts: &Facts, slot: &SlotFacts) -> Option<Lsn> {
     (confirmed > streamed.lsn).then_some(confirmed)
 }
 
+/// Rows that had committed before the slot was made are not streamed: a first start refuses to leave them out unasked.
+pub fn older_rows(facts: &Facts) -> Known<Outcome> {
+    only_wal!(facts);
+    let position = match facts.kafka()? {
+        Some(kafka) => known(&kafka.position)?.is_some(),
+        None => false,
+    };
+    if position || facts.settings.start == Start::Now {
+        return fine("the relay goes on from where it stands");
+    }
+    match known(&facts.postgres()?.older_rows)? {
+        Some(false) => fine(""),
+        None if !has_slot(facts)? => unknown("there is no replication slot yet"),
+        None => {
+            let slot = &facts.settings.outbox.slot;
+            let what = format!("replication slot {slot} was not made by outbox-relay");
+            let why = "it is not known which rows are older, so the relay refuses its first start";
+            let drop = sql(format!("select pg_drop_replication_slot('{slot}')"));
+            let make = format!("outbox-relay init --capture wal --name {} --database-url …", facts.settings.name);
+            found(error(what, why).cure(drop).cure(shell(make)))
+        }
+        Some(true) => found(
+            error(
+                format!("{} holds rows from before the replication slot was made", facts.table()?.name),
+                "they are not in the stream, so the relay refuses its first start: it would leave them out",
+            )
+            .cure(person(
+                "publish them with capture table, then run outbox-relay move --to wal; or delete them; or leave them out with --start now",
+            )),
+        ),
+    }
+}
+
+fn has_slot(facts: &Facts) -> Known<bool> {
+    let slots = known(&facts.postgres()?.slots)?;
+    Ok(slots
+        .iter()
+        .any(|it| it.slot_name == facts.settings.outbox.slot))
+}
+
 enum State {
     Lost(String),
     InDanger,
@@ -248,7 +289,7 @@ pub fn failover(facts: &Facts) -> Known<Outcome> {
         return unknown(format!("there is no replication slot {name}"));
     };
     match it.failover {
-        Some(true) => fine("failover is on"),
+        Some(true) => fine(""),
         _ => found(
             warning(
                 format!("replication slot {name} was made without failover"),

@@ -7,7 +7,7 @@ pub fn row_security(facts: &Facts) -> Known<Outcome> {
     let table = facts.table()?;
     let role = super::table::quoted(&facts.server()?.role);
     if !table.hides_rows {
-        return fine("no policy hides any");
+        return fine("");
     }
     found(
         error(
@@ -44,7 +44,7 @@ pub fn triggers(facts: &Facts) -> Known<Outcome> {
         )
         .cure(sql(format!("alter table {name} disable trigger {trigger}")))
     });
-    unless(rules.chain(triggers).collect(), "no trigger or rule does")
+    unless(rules.chain(triggers).collect(), "")
 }
 
 pub fn foreign_rows(facts: &Facts) -> Known<Outcome> {
@@ -53,7 +53,7 @@ pub fn foreign_rows(facts: &Facts) -> Known<Outcome> {
     }
     let table = facts.table()?;
     match known(&facts.postgres()?.foreign)? {
-        None => fine("no row is of a transaction that is still to come"),
+        None => fine(""),
         Some(xid) => found(
             error(
                 format!(
