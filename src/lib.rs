@@ -18,6 +18,7 @@ pub mod sink;
 pub mod adopt;
 pub mod database;
 pub mod init;
+pub mod roles;
 
 pub mod crash_point;
 pub mod event;

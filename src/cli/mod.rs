@@ -12,6 +12,7 @@ use crate::capture::CaptureKind;
 use crate::capture::wal::make;
 use crate::config::{ConfigFile, Options, Settings};
 use crate::fault::{Fault, exit};
+use crate::roles::Roles;
 use crate::{doctor, init, moves, supervisor, verify};
 
 /// Exit codes, in every help text.
@@ -58,7 +59,7 @@ enum Command {
     /// Makes schema outbox in the database, or brings it up to date; with --capture wal publication and replication slot
     /// too. May be run again at any time.
     #[command(
-        after_help = "Examples:\n  outbox-relay init --database-url postgres://me@127.0.0.1/shop\n  outbox-relay init --print-sql | psql shop\n  outbox-relay init --capture wal --name shop --database-url postgres://me@127.0.0.1/shop"
+        after_help = "Examples:\n  outbox-relay init --database-url postgres://me@127.0.0.1/shop\n  outbox-relay init --print-sql | psql shop\n  outbox-relay init --capture wal --name shop --database-url postgres://me@127.0.0.1/shop\n  outbox-relay init --role-prefix shop --database-url postgres://postgres@127.0.0.1/shop"
     )]
     Init(InitArgs),
     /// Publishes until it is stopped.
@@ -163,6 +164,9 @@ struct InitArgs {
     /// Print the SQL instead of running it.
     #[arg(long)]
     print_sql: bool,
+    /// Make roles with the least privileges too: PREFIX_owner, PREFIX_writer and PREFIX_relay.
+    #[arg(long, value_name = "PREFIX")]
+    role_prefix: Option<String>,
 }
 
 #[derive(Args, Debug)]
@@ -233,8 +237,16 @@ pub async fn call(cli: Cli) -> u8 {
 async fn init_schema(args: InitArgs) -> Result<u8, Fault> {
     let options = args.options.with_file(args.file.config.as_deref())?;
     let is_wal = options.capture == Some(CaptureKind::Wal);
+    let capture = options.capture.unwrap_or(CaptureKind::Table);
+    let table = options.table()?;
+    let roles = args.role_prefix.as_deref();
+    let roles = roles.map(|prefix| Roles::new(prefix, capture, &table));
+    let roles = roles.transpose()?;
     if args.print_sql {
         print!("{}", init::script());
+        if let Some(roles) = &roles {
+            print!("\n{}", roles.script());
+        }
         if is_wal {
             print!("\n{}", make::script(&options.outbox()?));
         }
@@ -247,6 +259,13 @@ async fn init_schema(args: InitArgs) -> Result<u8, Fault> {
     match applied.as_slice() {
         [] => println!("{database}: schema outbox is up to date, nothing to do"),
         names => println!("{database}: applied {}", names.join(", ")),
+    }
+    if let Some(roles) = roles {
+        let [owner, writer, relay] = roles.make(&database).await?;
+        println!(
+            "{database}: roles {owner}, {writer} and {relay} have what they need for capture {}",
+            capture.name()
+        );
     }
     if let Some(outbox) = outbox {
         match supervisor::make_slot(&database, &outbox).await?.as_slice() {

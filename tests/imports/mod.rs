@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// What each module may import of ours. A new module is added here, with a thought for the direction.
-const OURS: [(&str, &[&str]); 22] = [
+const OURS: [(&str, &[&str]); 24] = [
     (
         "cli",
         &[
@@ -17,6 +17,7 @@ const OURS: [(&str, &[&str]); 22] = [
             "init",
             "moves",
             "park",
+            "roles",
             "supervisor",
             "verify",
         ],
@@ -67,6 +68,7 @@ const OURS: [(&str, &[&str]); 22] = [
     ("sink", &["crash_point", "event", "fault", "position"]),
     ("lease", &["database", "fault"]),
     ("init", &["database", "fault"]),
+    ("roles", &["capture", "database", "fault"]),
     ("database", &["fault"]),
     ("event", &["fault", "position"]),
     ("fault", &["position"]),

@@ -32,6 +32,7 @@ mod network;
 mod parking;
 mod prepared;
 mod privileges;
+mod roles;
 mod settings;
 mod sizes;
 mod stale_frames;
