@@ -9,7 +9,7 @@ select jsonb_build_object(
     -- Amazon's services lend the attribute by membership.
     'role_replicates', r.rolreplication or r.rolsuper or exists (
         select from pg_roles m where m.rolname = 'rds_replication' and pg_has_role(m.oid, 'member')),
-    'connections', (select sum(numbackends) from pg_stat_database),
+    'connections', (select coalesce(sum(numbackends), 0) from pg_stat_database),
     'role_limit', case when r.rolsuper then -1 else r.rolconnlimit end,
     'role_connections', (select count(*) from pg_stat_activity where usesysid = r.oid),
     'database_limit', case when r.rolsuper then -1 else d.datconnlimit end,

@@ -12,11 +12,12 @@ use tokio::process::Command;
 use tokio::time::Instant;
 use tokio_postgres::Client;
 
+use super::roles::init;
 use crate::support::acl::{Operation, Resource, give_back, revoke};
 use crate::support::process::{RelayOf, binary};
 use crate::support::proxy::pooler::Pooler;
 use crate::support::scene::Scene;
-use crate::support::servers::{TestDatabase, connect, own_postgres, shared};
+use crate::support::servers::{TestDatabase, connect, own_postgres, postgres_of, shared};
 use crate::support::topic::Hand;
 use crate::support::{unique, within};
 
@@ -345,6 +346,33 @@ fn a_server_that_is_away_or_silent_is_a_finding_and_takes_bounded_time() {
             let unknown = found.checks(&["unknown"]);
             assert!(unknown.iter().any(|code| code.starts_with(away)));
             assert!(found.checks(&["fine"]).contains(answers));
+        }
+    });
+}
+
+#[test]
+fn every_version_of_postgresql_is_understood() {
+    within(240, async {
+        for version in [
+            PostgresVersion::V14,
+            PostgresVersion::V15,
+            PostgresVersion::V18,
+        ] {
+            let database = TestDatabase::on(postgres_of(version).await).await;
+            let mut scene = Scene::on(database, CaptureKind::Wal).await;
+            let prefix = unique("r").replace('-', "_");
+            init(&scene, &prefix).await;
+            let role = format!("{prefix}_relay@");
+            scene.relay.database_url = scene.database.url.replace("postgres@", &role);
+            publish_one(&scene).await;
+            let found = doctor(&scene.relay, &[]).await;
+            let mut told = found.checks(&["error", "warning", "unknown"]);
+            // The shared server has no limit; and a role without pg_monitor may not look at what others do just now.
+            for code in ["wal.slot-limit", "pg.idle-slots", "pg.long-transactions"] {
+                told.remove(code);
+            }
+            assert!(told.is_empty(), "{version:?}: {:#}", found.json);
+            scene.drop_slots().await;
         }
     });
 }

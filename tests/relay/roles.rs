@@ -55,7 +55,8 @@ impl Cast {
     }
 }
 
-async fn init(scene: &Scene, prefix: &str) {
+/// Makes slot and roles.
+pub async fn init(scene: &Scene, prefix: &str) {
     let capture = scene.relay.capture.name();
     let mut init = Command::new(binary());
     init.args(["init", "--name", &scene.relay.name, "--capture", capture])

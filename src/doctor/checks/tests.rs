@@ -257,6 +257,15 @@ fn a_server_that_is_away_is_one_finding_and_nothing_else_is_claimed() {
     assert_eq!(unknown.len(), CHECKS.len() - 2 - 2);
 }
 
+#[test]
+fn a_dry_run_has_no_brokers_to_ask() {
+    let mut dry = facts();
+    dry.kafka = None;
+    dry.settings.capture = CaptureKind::Table;
+    dry.postgres.as_mut().unwrap().slots = Ok(Vec::new());
+    assert_eq!(judged(&dry), (vec![], vec![]));
+}
+
 type Of<T> = fn(&mut T);
 
 #[test]
