@@ -9,6 +9,13 @@ values
     ('table', 'outbox.relay', 'update', 'both', 'it acknowledges its position'),
     ('table', 'outbox.marks', 'select', 'both', 'it looks when it wrote the last mark'),
     ('table', 'outbox.marks', 'insert', 'both', 'it marks what was published when'),
+    ('table', 'outbox.parked', 'select', 'both', 'it looks what waits'),
+    ('table', 'outbox.parked', 'insert', 'both', 'it sets a transaction aside'),
+    ('table', 'outbox.parked', 'update', 'both', 'it settles what waited'),
+    ('table', 'outbox.parked_events', 'select', 'both', 'it publishes what waited'),
+    ('table', 'outbox.parked_events', 'insert', 'both', 'it keeps the events of what waits'),
+    ('table', 'outbox.parked_events', 'delete', 'both', 'it begins anew with what was left half kept'),
+    ('table', 'outbox.parked_audit', 'insert', 'both', 'it notes what was done'),
     ('table', 'outbox.migrations', 'select', 'both', 'doctor looks whether the schema is up to date'),
     ('table', 'outbox.slots', 'select', 'wal', 'it looks where its slot was made'),
     ('function', 'pg_catalog.pg_log_standby_snapshot()', 'execute', 'wal', 'its slot lets go of WAL sooner')

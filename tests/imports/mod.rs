@@ -85,7 +85,9 @@ const OURS: [(&str, &[&str]); 24] = [
     ),
     (
         "doctor",
-        &["capture", "config", "fault", "init", "position", "sink"],
+        &[
+            "capture", "config", "fault", "init", "park", "position", "sink",
+        ],
     ),
     (
         "demo",

@@ -4,6 +4,7 @@ use super::brokers::{alter_topic, few_copies};
 use super::kafka;
 use crate::doctor::facts::{Facts, KafkaFacts, Known, TopicFacts, known};
 use crate::doctor::finding::{Finding, Outcome, error, fine, person, shell, unless, warning};
+use crate::park::OnFault;
 use crate::sink::kafka::position_topic::{check, topic_of};
 
 /// librdkafka's default.
@@ -89,7 +90,7 @@ pub fn topics(facts: &Facts) -> Known<Outcome> {
             None if waits(name) && !settings.create_topics => findings.push(
                 error(
                     format!("there is no topic {name}, and rows wait for it"),
-                    "the relay stops with exit code 4 at the first of them",
+                    unpublishable(facts),
                 )
                 .cure(shell(format!(
                     "kafka-topics.sh --bootstrap-server {} --create --topic {name} --partitions 3 --replication-factor {}",
@@ -118,6 +119,14 @@ pub fn topics(facts: &Facts) -> Known<Outcome> {
             count => format!("the newest rows name {count}"),
         },
     )
+}
+
+/// What becomes of a transaction that Kafka refuses.
+fn unpublishable(facts: &Facts) -> &'static str {
+    match facts.settings.park.on_fault {
+        OnFault::Park => "such transactions are parked, and what shares a key with them waits",
+        OnFault::Halt => "the relay stops with exit code 4 at the first such transaction",
+    }
 }
 
 fn copies(facts: &Facts, kafka: &KafkaFacts, name: &str, topic: &TopicFacts) -> Finding {
@@ -214,7 +223,10 @@ pub fn message_size(facts: &Facts) -> Known<Outcome> {
             findings.push(
                 error(
                     format!("topic {name} takes {theirs} bytes, the relay sends up to {ours}"),
-                    "what is between stops the relay with exit code 4: the limit holds for a batch of small records, too",
+                    format!(
+                        "{}; the limit holds for a batch of small records, too",
+                        unpublishable(facts)
+                    ),
                 )
                 .cure(shell(alter_topic(&settings.brokers, name, &to)))
                 .cure(person(
@@ -252,8 +264,13 @@ pub fn timestamps(facts: &Facts) -> Known<Outcome> {
             let to = "message.timestamp.before.max.ms=9223372036854775807";
             findings.push(
                 warning(
-                    format!("topic {name} refuses records whose occurred_at is older than {limit} ms"),
-                    "after an outage of the relay its backlog is refused, and the relay stops with exit code 4",
+                    format!(
+                        "topic {name} refuses records whose occurred_at is older than {limit} ms"
+                    ),
+                    format!(
+                        "after an outage of the relay its backlog is refused, and {}",
+                        unpublishable(facts)
+                    ),
                 )
                 .cure(shell(alter_topic(&facts.settings.kafka.brokers, name, to))),
             );
