@@ -328,21 +328,12 @@ impl Options {
                 "route {route:?} makes no legal topic; it would look like outbox.event.{{aggregate_type}}"
             )));
         }
-        let table = self
-            .table
-            .clone()
-            .unwrap_or_else(|| "outbox.events".to_owned());
-        if table.split('.').count() != 2 || table.split('.').any(str::is_empty) {
-            return Err(wrong(format!(
-                "table {table:?} is not usable; it would look like outbox.events"
-            )));
-        }
         Ok(CaptureSettings {
             slot: self.slot(&name)?,
             name,
             instance: instance(),
             registers: true,
-            table,
+            table: self.table()?,
             columns: self.columns.clone().unwrap_or_default(),
             route,
             batch: BatchLimits {
@@ -362,6 +353,23 @@ impl Options {
             poll_min: Duration::from_millis(poll_min),
             poll_max: Duration::from_millis(poll_max),
         })
+    }
+
+    /// The outbox table alone.
+    ///
+    /// # Errors
+    /// [`Fault::Setting`] if it is not `schema.table`.
+    pub fn table(&self) -> Result<String, Fault> {
+        let table = self
+            .table
+            .clone()
+            .unwrap_or_else(|| "outbox.events".to_owned());
+        match table.split('.').count() != 2 || table.split('.').any(str::is_empty) {
+            false => Ok(table),
+            true => Err(wrong(format!(
+                "table {table:?} is not usable; it would look like outbox.events"
+            ))),
+        }
     }
 
     /// Settings of one capture have no meaning with the other.

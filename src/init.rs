@@ -25,6 +25,12 @@ const MIGRATIONS: [(i32, &str, &str); 3] = [
     ),
 ];
 
+/// The highest number of them.
+#[must_use]
+pub fn newest() -> i32 {
+    MIGRATIONS.last().map_or(0, |(version, ..)| *version)
+}
+
 /// The SQL of all migrations in one transaction, and then `more`, for people who may not run DDL from a tool.
 #[must_use]
 pub fn script(more: Option<&str>) -> String {

@@ -20,12 +20,14 @@ pub mod adopt;
 pub mod database;
 pub mod init;
 pub mod ring;
+pub mod roles;
 
 pub mod crash_point;
 pub mod event;
 pub mod fault;
 pub mod position;
 
+pub mod doctor;
 pub mod ledger;
 pub mod outcome;
 pub mod scan;

@@ -198,7 +198,7 @@ fn payload(column: &str, found: &BTreeMap<String, String>) -> String {
     }
 }
 
-fn quoted(name: &str) -> String {
+pub(crate) fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 

@@ -12,7 +12,8 @@ use crate::capture::CaptureKind;
 use crate::capture::wal::make;
 use crate::config::{ConfigFile, Options, Settings};
 use crate::fault::{Fault, exit};
-use crate::{init, moves, ring, supervisor, verify};
+use crate::roles::Roles;
+use crate::{doctor, init, moves, ring, supervisor, verify};
 
 /// Exit codes, in every help text.
 const EXIT_CODES: &str = "Exit codes:
@@ -58,7 +59,7 @@ enum Command {
     /// Makes schema outbox in the database, or brings it up to date; with --capture wal publication and replication slot
     /// too. May be run again at any time.
     #[command(
-        after_help = "Examples:\n  outbox-relay init --database-url postgres://me@127.0.0.1/shop\n  outbox-relay init --print-sql | psql shop\n  outbox-relay init --partitioned --leaf-rows 5000000 --database-url postgres://me@127.0.0.1/shop\n  outbox-relay init --capture wal --name shop --database-url postgres://me@127.0.0.1/shop"
+        after_help = "Examples:\n  outbox-relay init --database-url postgres://me@127.0.0.1/shop\n  outbox-relay init --print-sql | psql shop\n  outbox-relay init --partitioned --leaf-rows 5000000 --database-url postgres://me@127.0.0.1/shop\n  outbox-relay init --capture wal --name shop --database-url postgres://me@127.0.0.1/shop\n  outbox-relay init --role-prefix shop --database-url postgres://postgres@127.0.0.1/shop"
     )]
     Init(InitArgs),
     /// Publishes until it is stopped.
@@ -97,6 +98,28 @@ enum Command {
         "It needs `select` on the outbox table, outbox.relay and outbox.marks, and READ, DESCRIBE and DESCRIBE_CONFIGS on the topics.",
     ))]
     Verify(VerifyArgs),
+    /// Looks at both servers: what is wrong, why it matters, and the statement or setting that cures it. Changes nothing.
+    #[command(after_help = concat!(
+        "Examples:\n  outbox-relay doctor --config relay.toml\n  outbox-relay doctor --config relay.toml --json | jq '.checks[] | select(.verdict == \"error\")'\n\n",
+        "Run it with the settings of the relay, beside it or before its first start. It takes 40 s at most, also where a server is away.\n\n",
+        "It ends with 0 if nothing is wrong, with 1 if there are warnings alone, with 3 if there are errors, with 2 if a setting is wrong.\n",
+        "What it may not look at it says; that alone does not change the exit code.",
+    ))]
+    Doctor(DoctorArgs),
+}
+
+#[derive(Args, Debug)]
+struct DoctorArgs {
+    #[command(flatten)]
+    file: ConfigFile,
+    #[command(flatten)]
+    options: Options,
+    /// Print what was found as one JSON object.
+    #[arg(long)]
+    json: bool,
+    /// Seconds after which an open transaction is told of.
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    transaction_age_s: u32,
 }
 
 #[derive(Args, Debug)]
@@ -147,6 +170,9 @@ struct InitArgs {
     /// Rows of one leaf. The ring should hold what is written in twice the retention.
     #[arg(long, value_name = "ROWS", requires = "partitioned", default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1..))]
     leaf_rows: u32,
+    /// Make roles with the least privileges too: PREFIX_owner, PREFIX_writer and PREFIX_relay.
+    #[arg(long, value_name = "PREFIX")]
+    role_prefix: Option<String>,
 }
 
 impl InitArgs {
@@ -217,6 +243,7 @@ pub async fn call(cli: Cli) -> u8 {
         Command::Recover(args) => recover(args).await,
         Command::Parked(args) => parked::parked(args).await,
         Command::Verify(args) => verify(args).await,
+        Command::Doctor(args) => doctor(args).await,
     };
     match end {
         Ok(code) => code,
@@ -232,9 +259,17 @@ async fn init_schema(args: InitArgs) -> Result<u8, Fault> {
     let options = options.with_file(args.file.config.as_deref())?;
     let is_wal = options.capture == Some(CaptureKind::Wal);
     let leaf_rows = args.ring(&options)?;
+    let capture = options.capture.unwrap_or(CaptureKind::Table);
+    let table = options.table()?;
+    let roles = args.role_prefix.as_deref();
+    let roles = roles.map(|prefix| Roles::new(prefix, capture, &table));
+    let roles = roles.transpose()?;
     if args.print_sql {
         let ring = leaf_rows.map(ring::script);
         print!("{}", init::script(ring.as_deref()));
+        if let Some(roles) = &roles {
+            print!("\n{}", roles.script());
+        }
         if is_wal {
             print!("\n{}", make::script(&options.outbox()?));
         }
@@ -251,11 +286,18 @@ async fn init_schema(args: InitArgs) -> Result<u8, Fault> {
     if let Some(leaf_rows) = leaf_rows {
         match ring::make(&database, leaf_rows).await? {
             true => println!(
-                "{database}: made outbox.events a ring of {} leaves of {leaf_rows} rows; privileges on it are to be granted now",
+                "{database}: made outbox.events a ring of {} leaves of {leaf_rows} rows",
                 ring::LEAVES
             ),
             false => println!("{database}: outbox.events is partitioned already"),
         }
+    }
+    if let Some(roles) = roles {
+        let [owner, writer, relay] = roles.make(&database).await?;
+        println!(
+            "{database}: roles {owner}, {writer} and {relay} have what they need for capture {}",
+            capture.name()
+        );
     }
     if let Some(outbox) = outbox {
         match supervisor::make_slot(&database, &outbox).await?.as_slice() {
@@ -346,6 +388,21 @@ async fn verify(args: VerifyArgs) -> Result<u8, Fault> {
     } else {
         exit::FAILED
     })
+}
+
+async fn doctor(args: DoctorArgs) -> Result<u8, Fault> {
+    let settings = settled(args.options, &args.file)?;
+    let report = doctor::doctor(&settings, args.transaction_age_s).await;
+    if args.json {
+        let json =
+            serde_json::to_string(&report).map_err(|error| Fault::Defect(error.to_string()))?;
+        println!("{json}");
+    } else {
+        let stdout = std::io::stdout();
+        let colour = stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none();
+        println!("{}", report.text(colour));
+    }
+    Ok(report.exit_code())
 }
 
 fn settled(options: Options, file: &ConfigFile) -> Result<Settings, Fault> {

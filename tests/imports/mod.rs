@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// What each module may import of ours. A new module is added here, with a thought for the direction.
-const OURS: [(&str, &[&str]); 24] = [
+const OURS: [(&str, &[&str]); 26] = [
     (
         "cli",
         &[
@@ -12,11 +12,13 @@ const OURS: [(&str, &[&str]); 24] = [
             "capture",
             "config",
             "demo",
+            "doctor",
             "fault",
             "init",
             "moves",
             "park",
             "ring",
+            "roles",
             "supervisor",
             "verify",
         ],
@@ -82,6 +84,7 @@ const OURS: [(&str, &[&str]); 24] = [
     ("lease", &["database", "fault"]),
     ("init", &["database", "fault"]),
     ("ring", &["database", "fault"]),
+    ("roles", &["capture", "database", "fault"]),
     ("database", &["fault"]),
     ("event", &["fault", "position"]),
     ("fault", &["position"]),
@@ -97,6 +100,12 @@ const OURS: [(&str, &[&str]); 24] = [
         ],
     ),
     (
+        "doctor",
+        &[
+            "capture", "config", "fault", "init", "park", "position", "sink",
+        ],
+    ),
+    (
         "demo",
         &[
             "database", "fault", "init", "ledger", "outcome", "scan", "servers",
@@ -109,13 +118,23 @@ const OURS: [(&str, &[&str]); 24] = [
 const OTHERS: [(&str, &[&str]); 5] = [
     ("pgwire_replication", &["capture/wal/wire.rs"]),
     ("postgres_protocol", &["capture/wal/wire.rs"]),
-    ("rdkafka", &["sink/kafka/", "scan.rs", "verify/", "demo/"]),
+    (
+        "rdkafka",
+        &[
+            "sink/kafka/",
+            "scan.rs",
+            "verify/",
+            "demo/",
+            "doctor/kafka.rs",
+        ],
+    ),
     (
         "tokio_postgres",
         &[
             "capture/",
             "database.rs",
             "demo/",
+            "doctor/postgres.rs",
             "fault.rs",
             "park/unsettled.rs",
             "init.rs",
@@ -137,7 +156,7 @@ const OTHERS: [(&str, &[&str]); 5] = [
 ];
 
 /// Files without IO and without a clock.
-const PURE: [&str; 16] = [
+const PURE: [&str; 26] = [
     "capture/columns.rs",
     "capture/route.rs",
     "capture/wal/layout.rs",
@@ -145,6 +164,16 @@ const PURE: [&str; 16] = [
     "capture/wal/published.rs",
     "capture/wal/slot.rs",
     "capture/window.rs",
+    "doctor/checks/brokers.rs",
+    "doctor/checks/position.rs",
+    "doctor/checks/server.rs",
+    "doctor/checks/session.rs",
+    "doctor/checks/table.rs",
+    "doctor/checks/topics.rs",
+    "doctor/checks/wal.rs",
+    "doctor/checks/writers.rs",
+    "doctor/facts.rs",
+    "doctor/report.rs",
     "fault.rs",
     "ledger/check.rs",
     "outcome.rs",

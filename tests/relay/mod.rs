@@ -23,6 +23,7 @@ mod cluster;
 mod commands;
 #[cfg(debug_assertions)]
 mod crash_points;
+mod doctor;
 mod failover;
 mod faults;
 #[cfg(debug_assertions)]
@@ -32,6 +33,7 @@ mod parking;
 mod prepared;
 mod privileges;
 mod retention;
+mod roles;
 mod settings;
 mod sizes;
 mod stale_frames;

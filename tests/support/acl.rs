@@ -20,20 +20,33 @@ enum Api {
     Delete = 31,
 }
 
+/// What a privilege lets one do; the numbers are Kafka's (`AclOperation`).
+#[derive(Clone, Copy, Debug)]
+pub enum Operation {
+    All = 2,
+    Read = 3,
+    Write = 4,
+    Describe = 8,
+    DescribeConfigs = 10,
+}
+
 const LITERAL: u8 = 3;
 const ANY: u8 = 1;
-const ALL: u8 = 2;
-const WRITE: u8 = 4;
 const DENY: u8 = 2;
 const ALLOW: u8 = 3;
 
 /// Nobody may write to it from now on; all else stays allowed.
 pub async fn revoke_write(brokers: &str, resource: Resource, name: &str) {
-    for (operation, permission) in [(ALL, ALLOW), (WRITE, DENY)] {
+    revoke(brokers, resource, name, Operation::Write).await;
+}
+
+/// The same for another operation.
+pub async fn revoke(brokers: &str, resource: Resource, name: &str, operation: Operation) {
+    for (operation, permission) in [(Operation::All, ALLOW), (operation, DENY)] {
         let mut rule = vec![0, 0, 0, 1];
         rule.extend(on(resource, name));
         rule.extend([string("User:*"), string("*")].concat());
-        rule.extend([operation, permission]);
+        rule.extend([operation as u8, permission]);
         ask(brokers, Api::Create, &rule).await;
     }
     applied(brokers, resource, name, 1).await;

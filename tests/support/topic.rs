@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
+use rdkafka::admin::{
+    AdminClient, AdminOptions, AlterConfig, ConfigSource, NewPartitions, NewTopic,
+    ResourceSpecifier, TopicReplication,
+};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::message::{Header, OwnedHeaders};
@@ -37,6 +40,28 @@ impl Hand {
             .create_topics([&wanted], &AdminOptions::new())
             .await;
         made.expect("an answer").remove(0).expect("a topic");
+    }
+
+    /// Changes one setting of a topic, and keeps the others.
+    pub async fn set(&self, topic: &str, key: &str, value: &str) {
+        let resource = ResourceSpecifier::Topic(topic);
+        let options = AdminOptions::new();
+        let now = self.admin.describe_configs([&resource], &options).await;
+        let now = now.expect("an answer").remove(0).expect("settings");
+        let own = now
+            .entries
+            .iter()
+            .filter(|it| it.source == ConfigSource::DynamicTopic);
+        let own: Vec<_> = own
+            .filter(|it| it.name != key)
+            .map(|it| (it.name.as_str(), it.value.as_deref().unwrap_or_default()))
+            .collect();
+        let changed = own.iter().fold(
+            AlterConfig::new(resource).set(key, value),
+            |all, (key, value)| all.set(key, value),
+        );
+        let done = self.admin.alter_configs([&changed], &options).await;
+        done.expect("an answer").remove(0).expect("altered");
     }
 
     /// Adds partitions up to this number.

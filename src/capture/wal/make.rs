@@ -216,6 +216,16 @@ fn exported_snapshot(text: &str) -> Result<Snapshot, Fault> {
     text.parse().map_err(|_| defect())
 }
 
+/// System identifier of the cluster that a replication connection reaches.
+///
+/// # Errors
+/// Those of the login.
+pub async fn streams_from(database: &Database) -> Result<String, Fault> {
+    let mut wire = primary(database, async |_| Ok(())).await?;
+    let system = wire.query_one("IDENTIFY_SYSTEM").await?;
+    Ok(system.first().cloned().flatten().unwrap_or_default())
+}
+
 /// Whom the slot, or a move, waits for.
 ///
 /// # Errors

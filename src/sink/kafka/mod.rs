@@ -122,7 +122,7 @@ pub fn check_properties(properties: &BTreeMap<String, String>) -> Result<(), Fau
 }
 
 /// Values that must not show up in an error.
-fn secrets(settings: &KafkaSettings) -> Vec<String> {
+pub(crate) fn secrets(settings: &KafkaSettings) -> Vec<String> {
     const MARKS: [&str; 6] = [
         "password",
         "secret",

@@ -257,7 +257,10 @@ fn create(topic: &str, brokers: usize, admin: &Admin<'_>) -> Result<(), Fault> {
 }
 
 /// The rules, each with its reason.
-fn check(
+///
+/// # Errors
+/// [`Fault::Refused`] with the rule that does not hold.
+pub fn check(
     topic: &str,
     partitions: usize,
     replicas: usize,

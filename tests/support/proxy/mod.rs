@@ -12,6 +12,7 @@
 pub mod frame;
 mod kafka;
 mod link;
+pub mod pooler;
 mod tcp;
 
 pub use frame::Api;

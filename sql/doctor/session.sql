@@ -1,0 +1,2 @@
+-- What a lease sets for its session.
+set idle_session_timeout = {lease_ms}
