@@ -170,7 +170,10 @@ impl Store for ParkStore {
                 let parked = &mut server.parked;
                 for mut row in rows {
                     let known = parked.rows.get(&row.entry.tx_id);
-                    if known.is_some_and(|known| known.state != State::Pending) {
+                    // The real server makes the second who inserts wait, and shows it the first one's row.
+                    if known.is_some_and(|known| {
+                        known.state != State::Pending || known.entry.id != row.entry.id
+                    }) {
                         return false;
                     }
                     if at_once {
@@ -185,7 +188,7 @@ impl Store for ParkStore {
         self.adding.clear();
         match committed? {
             true => Ok(()),
-            false => Err(Fault::LeaseLost("it is settled already".into())),
+            false => Err(away("another relay keeps it too")),
         }
     }
 
