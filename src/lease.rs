@@ -233,4 +233,4 @@ impl Keeper {
 }
 
 /// Time between two tries of a standby: a successor publishes within it after the holder's session ended.
-pub const STANDBY_POLL: Duration = Duration::from_millis(100);
+pub const STANDBY_POLL: Duration = Duration::from_millis(50);

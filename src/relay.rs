@@ -130,9 +130,11 @@ impl<C: Capture, S: Sink, L: Lease, P: Store> Relay<C, S, L, P> {
             }
             self.get_over(&fault).await;
         };
-        self.close().await;
+        // It publishes no more, so its successor need not wait until it is disconnected: what may still be on its way to
+        // Kafka is fenced.
+        self.capture.close();
+        tokio::join!(self.lease.release(), self.sink.close());
         crash_point("relay.closed");
-        self.lease.release().await;
         end
     }
 

@@ -270,6 +270,7 @@ impl<P: Proof, S: Shell> KafkaSink<P, S> {
                 .carry_out(command, &mut batch)
                 .await
                 .unwrap_or_else(Input::Failed);
+            tracing::trace!("{name}");
             crash_point(name);
         }
     }

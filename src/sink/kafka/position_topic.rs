@@ -187,6 +187,21 @@ pub(super) fn consumer(
         .map_err(|error| creation_fault(settings, error))
 }
 
+/// The two that read the last position.
+pub(super) struct Readers {
+    committed: BaseConsumer<Quiet>,
+    uncommitted: BaseConsumer<Quiet>,
+}
+
+impl Readers {
+    pub fn new(settings: &KafkaSettings) -> Result<Self, Fault> {
+        Ok(Self {
+            committed: consumer(settings, "read_committed")?,
+            uncommitted: consumer(settings, "read_uncommitted")?,
+        })
+    }
+}
+
 /// What the brokers say about the topic; nothing in it where it is absent.
 fn metadata_of(
     topic: &str,
@@ -211,31 +226,43 @@ fn found(metadata: &Metadata) -> Option<&MetadataTopic> {
     first.filter(|topic| topic.error().is_none())
 }
 
-/// Creates the position topic if it is absent, else checks that no record can be lost in it.
-pub(super) fn ensure(
+/// A position topic that was there.
+pub(super) struct Found {
+    partitions: usize,
+    replicas: usize,
+}
+
+/// What is known of the position topic; `None`: it was absent, and is made.
+pub(super) fn find_or_create(
     topic: &str,
     consumer: &BaseConsumer<Quiet>,
     admin: &Admin<'_>,
-) -> Result<(), Fault> {
+) -> Result<Option<Found>, Fault> {
     let metadata = metadata_of(topic, consumer, admin.timeout)?;
     let Some(found) = found(&metadata) else {
-        return create(topic, metadata.brokers().len(), admin);
+        create(topic, metadata.brokers().len(), admin)?;
+        return Ok(None);
     };
-    let replicas = found
-        .partitions()
-        .iter()
-        .map(|partition| partition.replicas().len())
-        .min()
-        .unwrap_or(0);
-    let keys = ["cleanup.policy", "min.insync.replicas"];
-    let [policy, in_sync] = admin.settings(topic, keys)?;
-    check(
-        topic,
-        found.partitions().len(),
-        replicas,
-        policy.as_deref(),
-        in_sync.as_deref(),
-    )
+    let partitions = found.partitions();
+    let replicas = partitions.iter().map(|it| it.replicas().len()).min();
+    Ok(Some(Found {
+        partitions: partitions.len(),
+        replicas: replicas.unwrap_or(0),
+    }))
+}
+
+impl Found {
+    /// Refuses a topic in which a record can be lost.
+    pub fn check(&self, topic: &str, admin: &Admin<'_>) -> Result<(), Fault> {
+        let [policy, in_sync] = admin.settings(topic, ["cleanup.policy", "min.insync.replicas"])?;
+        check(
+            topic,
+            self.partitions,
+            self.replicas,
+            policy.as_deref(),
+            in_sync.as_deref(),
+        )
+    }
 }
 
 fn create(topic: &str, brokers: usize, admin: &Admin<'_>) -> Result<(), Fault> {
@@ -297,8 +324,10 @@ fn check(
 /// record below it. Anything that does not come in time is an error: "empty" would make the relay start over.
 pub(super) fn read(
     topic: &str,
-    committed: &BaseConsumer<Quiet>,
-    uncommitted: &BaseConsumer<Quiet>,
+    Readers {
+        committed,
+        uncommitted,
+    }: &Readers,
     key: &str,
     timeout: Duration,
 ) -> Result<Option<PositionRecord>, Fault> {
