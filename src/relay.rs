@@ -184,7 +184,8 @@ impl<C: Capture, S: Sink, L: Lease, P: Store> Relay<C, S, L, P> {
 
     /// The position to go on from. The first start of all writes one before anything else.
     async fn open(&mut self) -> Result<Position, Fault> {
-        if let Some(position) = self.sink.open().await? {
+        let (opened, ()) = tokio::join!(self.sink.open(), self.capture.prepare());
+        if let Some(position) = opened? {
             return Ok(position);
         }
         let genesis = self.capture.genesis(self.settings.start).await?;

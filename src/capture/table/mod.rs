@@ -115,6 +115,10 @@ impl<S: Shell> TableCapture<S> {
 }
 
 impl<S: Shell> Capture for TableCapture<S> {
+    async fn prepare(&mut self) {
+        self.shell.prepare().await;
+    }
+
     async fn genesis(&mut self, start: Start) -> Result<Position, Fault> {
         let mut reading = self.reading().await?;
         let name = &reading.settings.name;

@@ -169,10 +169,7 @@ pub(super) fn pause(time: Duration) {
 }
 
 /// A consumer of one relay's position topic.
-pub(super) fn consumer(
-    settings: &KafkaSettings,
-    isolation: &str,
-) -> Result<BaseConsumer<Quiet>, Fault> {
+fn consumer(settings: &KafkaSettings, isolation: &str) -> Result<BaseConsumer<Quiet>, Fault> {
     let mut config = settings.client_config();
     config
         // Only because the client wants one to assign partitions; nothing is ever committed to it.
@@ -187,8 +184,10 @@ pub(super) fn consumer(
         .map_err(|error| creation_fault(settings, error))
 }
 
-/// The two that read the last position.
+/// The clients that find and read the last position. They connect from the moment on in which they are made.
 pub(super) struct Readers {
+    /// One that has once asked for a missing topic takes it for missing a while longer, so this one does nothing else.
+    asker: BaseConsumer<Quiet>,
     committed: BaseConsumer<Quiet>,
     uncommitted: BaseConsumer<Quiet>,
 }
@@ -196,6 +195,7 @@ pub(super) struct Readers {
 impl Readers {
     pub fn new(settings: &KafkaSettings) -> Result<Self, Fault> {
         Ok(Self {
+            asker: consumer(settings, "read_committed")?,
             committed: consumer(settings, "read_committed")?,
             uncommitted: consumer(settings, "read_uncommitted")?,
         })
@@ -235,10 +235,10 @@ pub(super) struct Found {
 /// What is known of the position topic; `None`: it was absent, and is made.
 pub(super) fn find_or_create(
     topic: &str,
-    consumer: &BaseConsumer<Quiet>,
+    readers: &Readers,
     admin: &Admin<'_>,
 ) -> Result<Option<Found>, Fault> {
-    let metadata = metadata_of(topic, consumer, admin.timeout)?;
+    let metadata = metadata_of(topic, &readers.asker, admin.timeout)?;
     let Some(found) = found(&metadata) else {
         create(topic, metadata.brokers().len(), admin)?;
         return Ok(None);
@@ -327,6 +327,7 @@ pub(super) fn read(
     Readers {
         committed,
         uncommitted,
+        ..
     }: &Readers,
     key: &str,
     timeout: Duration,

@@ -21,9 +21,7 @@ use crate::fault::{Fault, Server};
 use crate::sink::kafka::classify::{At, fault_of, of_code, redacted};
 use crate::sink::kafka::late::{Late, Try};
 use crate::sink::kafka::machine::{Committed, Signal};
-use crate::sink::kafka::position_topic::{
-    self, Admin, Readers, consumer, discard, pause, topic_of,
-};
+use crate::sink::kafka::position_topic::{self, Admin, Readers, discard, pause, topic_of};
 use crate::sink::kafka::record::{Partitions, PositionRecord, headers};
 use crate::sink::kafka::{KafkaSettings, secrets};
 
@@ -34,7 +32,7 @@ const SIGNALS_MAX: usize = 64;
 /// How long the line with the answer to EndTxn is waited for. It is queued before the commit call returns.
 const ANSWER_WAIT: Duration = Duration::from_millis(100);
 /// How often is looked whether the broker gave the epoch, or said "not yet".
-const INIT_LOOK_EVERY: Duration = Duration::from_millis(20);
+const INIT_LOOK_EVERY: Duration = Duration::from_millis(5);
 /// How often an idle producer's log is emptied.
 const IDLE_EVERY: Duration = Duration::from_secs(1);
 /// How long a dropped producer is waited for; then its thread ends by itself. Its epoch is fenced anyway.
@@ -559,11 +557,8 @@ impl Worker {
         if !check_topic || !self.settings.check_position_topic {
             return self.last_record(&topic, readers);
         }
-        // With a client of its own: one that has once asked for a missing topic takes it for missing a while longer.
-        let asker = consumer(&self.settings, "read_committed")?;
-        let found = position_topic::find_or_create(&topic, &asker, &self.admin());
-        discard(asker);
-        let Some(found) = found? else {
+        let found = position_topic::find_or_create(&topic, &readers, &self.admin())?;
+        let Some(found) = found else {
             return self.last_record(&topic, readers);
         };
         let (checked, last) = std::thread::scope(|scope| {
