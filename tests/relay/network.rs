@@ -286,10 +286,10 @@ async fn gives_way(
     let second = scene.relay.start().await;
     second.says("standing by").await;
     set(bad);
+    first.says(says).await;
     second.says("active").await;
     follows(scene).await;
     set(Weather::default());
-    first.says(says).await;
     first.says("standing by").await;
     writers.more(100).await;
     follows(scene).await;
@@ -304,7 +304,7 @@ async fn gives_way(
 }
 
 both_captures!(
-    60,
+    120,
     a_relay_whose_lease_is_in_a_black_hole_gives_way_and_stays_away
 );
 

@@ -33,6 +33,8 @@ const SIGNALS_MAX: usize = 64;
 const ANSWER_WAIT: Duration = Duration::from_millis(100);
 /// How often is looked whether the broker gave the epoch, or said "not yet".
 const INIT_LOOK_EVERY: Duration = Duration::from_millis(5);
+/// Longest pause before it is asked anew.
+const INIT_WAIT_MAX: Duration = Duration::from_millis(100);
 /// How often an idle producer's log is emptied.
 const IDLE_EVERY: Duration = Duration::from_secs(1);
 /// How long a dropped producer is waited for; then its thread ends by itself. Its epoch is fenced anyway.
@@ -513,29 +515,34 @@ impl Worker {
     /// half a second, always, before it asks again (`rd_kafka_idemp_pid_timer_restart`); a new one asks at once.
     fn init_transactions(&mut self) -> Result<(), Fault> {
         let until = Instant::now() + self.settings.request_time() * 2;
-        self.connect();
+        let mut wait = INIT_LOOK_EVERY;
         loop {
-            // A call that was cut short is resumed by the next one, and says what the broker said meanwhile.
-            let Err(error) = self.producer.init_transactions(INIT_LOOK_EVERY) else {
+            self.connect();
+            let Err(error) = self.init_or_refusal(until) else {
                 self.drain();
                 return Ok(());
             };
-            match error.rdkafka_error_code() {
-                _ if Instant::now() >= until => {}
-                Some(RDKafkaErrorCode::OperationTimedOut) => continue,
-                Some(
-                    RDKafkaErrorCode::ConcurrentTransactions
-                    | RDKafkaErrorCode::CoordinatorLoadInProgress,
-                ) => {
-                    let asked = std::mem::replace(&mut self.producer, producer(&self.settings)?);
-                    discard(asked);
-                    self.connect();
-                    continue;
-                }
-                _ => {}
+            if Instant::now() >= until || !is_retriable(&error) {
+                self.drain();
+                return Err(self.fault(&error, At::Cluster));
             }
-            self.drain();
-            return Err(self.fault(&error, At::Cluster));
+            pause(wait);
+            wait = (wait * 2).min(INIT_WAIT_MAX);
+            let asked = std::mem::replace(&mut self.producer, producer(&self.settings)?);
+            discard(asked);
+        }
+    }
+
+    /// A call that was cut short is resumed by the next one, and says what the broker said meanwhile.
+    fn init_or_refusal(&self, until: Instant) -> Result<(), KafkaError> {
+        loop {
+            let result = self.producer.init_transactions(INIT_LOOK_EVERY);
+            let timed_out = |error: &KafkaError| {
+                error.rdkafka_error_code() == Some(RDKafkaErrorCode::OperationTimedOut)
+            };
+            if !result.as_ref().is_err_and(timed_out) || Instant::now() >= until {
+                return result;
+            }
         }
     }
 
@@ -917,6 +924,10 @@ fn is_refusal(line: &str) -> bool {
 fn named_in<'n>(line: &str, names: &'n [Arc<str>]) -> Option<&'n str> {
     let mut names = names.iter().map(|name| &**name);
     names.find(|name| line.contains(&format!("\"{name}\"")))
+}
+
+fn is_retriable(error: &KafkaError) -> bool {
+    matches!(error, KafkaError::Transaction(error) if error.is_retriable())
 }
 
 /// What a record or a call is answered because the transaction has failed already.
