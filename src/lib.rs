@@ -28,6 +28,7 @@ pub mod position;
 
 pub mod ledger;
 pub mod outcome;
+pub mod replay;
 pub mod scan;
 pub mod verify;
 

@@ -12,6 +12,7 @@ use crate::capture::CaptureKind;
 use crate::capture::wal::make;
 use crate::config::{ConfigFile, Options, Settings};
 use crate::fault::{Fault, exit};
+use crate::replay::{Selection, replay};
 use crate::{init, moves, ring, supervisor, verify};
 
 /// Exit codes, in every help text.
@@ -97,6 +98,32 @@ enum Command {
         "It needs `select` on the outbox table, outbox.relay and outbox.marks, and READ, DESCRIBE and DESCRIBE_CONFIGS on the topics.",
     ))]
     Verify(VerifyArgs),
+    /// Publishes retained rows again, marked by the header replay, in one Kafka transaction, also beside a running relay.
+    /// Only what the relay has published. Without --apply it only looks.
+    #[command(after_help = concat!(
+        "Examples:\n  outbox-relay replay --config relay.toml --since '2026-03-01 12:00+01' --until '2026-03-01 13:00+01'\n",
+        "  outbox-relay replay --config relay.toml --topic orders --key 42 --to-topic orders-repaired --apply\n",
+        "  outbox-relay replay --config relay.toml --tx-id 742 --apply --json | jq .replay\n\n",
+        "--since, --until and --tx-id select whole transactions; --topic, --key and --id single events of them.\n",
+        "It needs WRITE and DESCRIBE on the transactional id outbox-relay-replay.NAME.",
+    ))]
+    Replay(ReplayArgs),
+}
+
+#[derive(Args, Debug)]
+struct ReplayArgs {
+    #[command(flatten)]
+    file: ConfigFile,
+    #[command(flatten)]
+    options: Options,
+    #[command(flatten)]
+    selection: Selection,
+    /// Do it.
+    #[arg(long)]
+    apply: bool,
+    /// Print what was found as one JSON object.
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Args, Debug)]
@@ -217,6 +244,7 @@ pub async fn call(cli: Cli) -> u8 {
         Command::Recover(args) => recover(args).await,
         Command::Parked(args) => parked::parked(args).await,
         Command::Verify(args) => verify(args).await,
+        Command::Replay(args) => replay_rows(args).await,
     };
     match end {
         Ok(code) => code,
@@ -346,6 +374,19 @@ async fn verify(args: VerifyArgs) -> Result<u8, Fault> {
     } else {
         exit::FAILED
     })
+}
+
+async fn replay_rows(args: ReplayArgs) -> Result<u8, Fault> {
+    let settings = settled(args.options, &args.file)?;
+    let replayed = replay(&settings, &args.selection, args.apply).await?;
+    if args.json {
+        let json =
+            serde_json::to_string(&replayed).map_err(|error| Fault::Defect(error.to_string()))?;
+        println!("{json}");
+    } else {
+        println!("{}", replayed.text());
+    }
+    Ok(exit::DONE)
 }
 
 fn settled(options: Options, file: &ConfigFile) -> Result<Settings, Fault> {

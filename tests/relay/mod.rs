@@ -31,6 +31,7 @@ mod network;
 mod parking;
 mod prepared;
 mod privileges;
+mod replay;
 mod retention;
 mod settings;
 mod sizes;

@@ -21,6 +21,7 @@ use tracing::info;
 use self::large::LargeTransaction;
 pub use self::postgres::{PostgresShell, origin};
 pub(crate) use self::postgres::{shape, unsigned, xid};
+pub(crate) use self::rows::event;
 use self::shell::{Opened, Shell};
 pub use super::window::Planned;
 use super::window::{Cut, assemble, cut};

@@ -22,7 +22,7 @@ use crate::sink::kafka::classify::{At, fault_of, of_code, redacted};
 use crate::sink::kafka::late::{Late, Try};
 use crate::sink::kafka::machine::{Committed, Signal};
 use crate::sink::kafka::position_topic::{self, Admin, Readers, discard, pause, topic_of};
-use crate::sink::kafka::record::{Partitions, PositionRecord, headers};
+use crate::sink::kafka::record::{Partitions, PositionRecord, REPLAY, headers};
 use crate::sink::kafka::{KafkaSettings, secrets};
 
 /// Memory that queued records may take; a full queue makes `produce` wait.
@@ -629,6 +629,11 @@ impl Worker {
         let headers = headers(slice, index, event, start, |headers, key, value| {
             headers.insert(Header { key, value })
         });
+        let replay = self.settings.replay.as_deref();
+        let headers = replay.into_iter().fold(headers, |headers, value| {
+            let value = Some(value);
+            headers.insert(Header { key: REPLAY, value })
+        });
         let record = BaseRecord {
             topic: &event.topic,
             partition: None,
@@ -968,11 +973,13 @@ fn producer(settings: &KafkaSettings) -> Result<BaseProducer<Context>, Fault> {
 
 fn producer_config(settings: &KafkaSettings) -> ClientConfig {
     let mut config = settings.client_config();
+    // No name of a relay makes the one the other: that would fence it.
+    let role = match settings.replay {
+        Some(_) => "outbox-relay-replay",
+        None => "outbox-relay",
+    };
     config
-        .set(
-            "transactional.id",
-            format!("outbox-relay.{}", settings.name),
-        )
+        .set("transactional.id", format!("{role}.{}", settings.name))
         .set(
             "transaction.timeout.ms",
             settings.transaction_timeout_ms.to_string(),
