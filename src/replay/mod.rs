@@ -109,12 +109,19 @@ pub async fn replay(
         position: &position,
         here: &here,
     };
-    let mut found = reading.rows(&client, id, &mut publisher).await?;
-    if let Some(publisher) = publisher {
-        publisher.commit(found.events > 0).await?;
-        found.applied = true;
+    let found = reading.rows(&client, id, &mut publisher).await;
+    match (found, publisher) {
+        (Ok(mut found), Some(publisher)) => {
+            publisher.commit(found.events > 0).await?;
+            found.applied = true;
+            Ok(found)
+        }
+        (Err(fault), Some(publisher)) => {
+            publisher.abandon().await;
+            Err(fault)
+        }
+        (found, None) => found,
     }
-    Ok(found)
 }
 
 struct Reading<'a> {

@@ -41,6 +41,17 @@ impl Publisher {
         Ok(())
     }
 
+    /// Ends the transaction without a trace: a new producer's epoch makes the broker abort it. Else consumers would wait for its
+    /// timeout.
+    pub async fn abandon(mut self) {
+        self.shell.drop_producer().await;
+        if self.shell.create().await.is_ok() {
+            // What kept the replay from its end was told already.
+            let _ = self.shell.init_transactions().await;
+        }
+        self.shell.drop_producer().await;
+    }
+
     /// The producer does nothing after it, so no frame of it that is late can meet another transaction.
     pub async fn commit(mut self, any: bool) -> Result<(), Fault> {
         if any {
