@@ -110,6 +110,7 @@ impl<C, S, L> Relay<C, S, L> {
             published: self.published,
             state: self.state,
             backoff: self.backoff,
+            failing_since: self.failing_since,
             reopened: self.reopened,
         }
     }

@@ -9,6 +9,7 @@ use tokio::process::Command;
 use crate::support::process::{RelayOf, binary};
 use crate::support::scan::{Record, records};
 use crate::support::scene::Scene;
+use crate::support::topic::Hand;
 use crate::support::{unique, until};
 
 async fn run(command: &str, relay: &RelayOf, more: &[&str]) -> Output {
@@ -67,9 +68,7 @@ both_captures!(120, what_was_published_is_published_again_marked_and_whole);
 async fn what_was_published_is_published_again_marked_and_whole(capture: CaptureKind) {
     let scene = Scene::of(capture).await;
     let (relay, topic) = (&scene.relay, unique("topic"));
-    crate::support::topic::Hand::at(&relay.brokers)
-        .create(&topic, 1, &[])
-        .await;
+    Hand::at(&relay.brokers).create(&topic, 1, &[]).await;
     transaction(&scene, &topic, &[("a", "1"), ("b", "2")], "commit").await;
     transaction(&scene, &topic, &[("a", "never")], "rollback").await;
     transaction(&scene, &topic, &[("a", "3")], "commit").await;
@@ -127,9 +126,7 @@ both_captures!(120, one_transaction_a_key_an_event_or_a_time_is_selected);
 async fn one_transaction_a_key_an_event_or_a_time_is_selected(capture: CaptureKind) {
     let scene = Scene::of(capture).await;
     let (relay, topic) = (&scene.relay, unique("topic"));
-    crate::support::topic::Hand::at(&relay.brokers)
-        .create(&topic, 1, &[])
-        .await;
+    Hand::at(&relay.brokers).create(&topic, 1, &[]).await;
     transaction(&scene, &topic, &[("a", "1"), ("b", "2")], "commit").await;
     transaction(&scene, &topic, &[("b", "3")], "commit").await;
     relay.catch_up().await;
@@ -168,5 +165,23 @@ async fn one_transaction_a_key_an_event_or_a_time_is_selected(capture: CaptureKi
         let output = run("replay", relay, wrong).await;
         assert_eq!(output.status.code(), Some(2), "{wrong:?} {output:?}");
     }
+    scene.drop_slots().await;
+}
+
+both_captures!(120, what_is_parked_was_not_published_and_is_left_out);
+
+async fn what_is_parked_was_not_published_and_is_left_out(capture: CaptureKind) {
+    let mut scene = Scene::of(capture).await;
+    scene.relay.more = vec!["--on-fault".into(), "park".into()];
+    let topics = [unique("topic"), unique("missing")];
+    Hand::at(&scene.relay.brokers)
+        .create(&topics[0], 1, &[])
+        .await;
+    transaction(&scene, &topics[1], &[("a", "parked")], "commit").await;
+    transaction(&scene, &topics[0], &[("b", "1")], "commit").await;
+    scene.relay.catch_up().await;
+    let found = json("replay", &scene.relay, &["--since", "-infinity"]).await;
+    let counts = (&found["events"], &found["not_published"]);
+    assert_eq!(counts, (&1.into(), &1.into()), "{found}");
     scene.drop_slots().await;
 }
