@@ -61,7 +61,7 @@ fn main() {
 
 async fn drain(servers: &Servers, url: &str, brokers: &str, transactions: u64) {
     let url = database(url, "drain").await;
-    topic_with_append_times(brokers, "drain").await;
+    topic_with_append_times(brokers, "drain", 3).await;
     let client = Database::parse(&url).unwrap().connect().await.unwrap();
     load(&client, "drain", transactions).await;
     let events = transactions as f64 * 3.0;

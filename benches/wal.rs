@@ -15,13 +15,13 @@
 
 mod support;
 
-use std::process::Stdio;
 use std::time::Duration;
 
 use outbox_relay::database::Database;
 use outbox_relay::servers::{PostgresOptions, Servers};
 use support::{
-    appended, by_the_socket, database, ended, load, number, relay, topic_with_append_times,
+    appended, by_the_socket, database, ended, init_wal, load, number, relay,
+    topic_with_append_times,
 };
 use tokio::process::Command;
 use tokio::time::{Instant, interval, sleep};
@@ -77,23 +77,6 @@ async fn connect(url: &str) -> Client {
     Database::parse(url).unwrap().connect().await.unwrap()
 }
 
-/// What `init --capture wal` makes.
-async fn init(name: &str, url: &str) {
-    let init = Command::new(env!("CARGO_BIN_EXE_outbox-relay"))
-        .args([
-            "init",
-            "--capture",
-            "wal",
-            "--name",
-            name,
-            "--database-url",
-            url,
-        ])
-        .stdout(Stdio::null())
-        .status();
-    assert!(init.await.unwrap().success());
-}
-
 async fn drain(servers: &Servers, [tcp, socket]: [&str; 2], brokers: &str) {
     let (transactions, rounds) = (number("--transactions", 66_667), number("--rounds", 5));
     let events = transactions as f64 * 3.0;
@@ -111,9 +94,9 @@ async fn drain(servers: &Servers, [tcp, socket]: [&str; 2], brokers: &str) {
         }
     }
     for plan in &plans {
-        init(&plan.name(), &plan.url).await;
+        init_wal(&plan.name(), &plan.url).await;
     }
-    topic_with_append_times(brokers, "drain").await;
+    topic_with_append_times(brokers, "drain", 3).await;
     let client = connect(&tcp).await;
     load(&client, "drain", transactions).await;
     // Fresh brokers are slow: the first round warms them up, and is not told.
@@ -183,8 +166,8 @@ async fn recvlogical(client: &Client, plan: &Plan, options: &[&str]) -> f64 {
 async fn large(servers: &Servers, url: &str, brokers: &str) {
     let events = number("--large", 1_000_000);
     let url = database(url, "large").await;
-    init("large", &url).await;
-    topic_with_append_times(brokers, "large").await;
+    init_wal("large", &url).await;
+    topic_with_append_times(brokers, "large", 3).await;
     let client = connect(&url).await;
     let insert = format!(
         "insert into outbox.events (topic, aggregate_id, event_type, payload)
@@ -210,7 +193,7 @@ async fn idle(servers: &Servers, url: &str, brokers: &str) {
     );
     let noise = connect(&database(url, "noise").await).await;
     let url = database(url, "idle").await;
-    init("idle", &url).await;
+    init_wal("idle", &url).await;
     let mut child = relay(servers, "idle", &url, brokers, &["--capture", "wal"]);
     let client = connect(&url).await;
     let kept = async || -> i64 {

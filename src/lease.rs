@@ -14,6 +14,25 @@
 //!    Because every `init_transactions` fences whoever is active, the lease is proven by a round trip before *and* after
 //!    it. Without that, a zombie that recycles its producer fences the rightful successor, and they fence each other
 //!    for ever.
+//! 6. A holder that ends lets go as soon as its last batch is decided and acknowledged, and disconnects from Kafka
+//!    meanwhile. A holder that has not reached Kafka for some seconds lets go too, and pauses long enough for the others to
+//!    try: perhaps it is only this one that is cut off.
+//!
+//! A succession, step by step:
+//!
+//! | the old one | the server | the new one |
+//! |---|---|---|
+//! | is killed, cut off, stopped, or lets go | ends its session, at once or after the lease time; the lock is free | polls, and gets it |
+//! | may still write to its open Kafka transaction | | proves the lease, takes the epoch: the broker aborts what the old one left open, and refuses all that it sends from now on |
+//! | | | proves the lease again, then reads the position; nothing can move that any more but itself |
+//! | wakes up: its next request is refused, or its clock says that the lease is over; it stands by | | reads from the position, publishes |
+//!
+//! Why it is safe: two that believe they hold the lease can't both publish, because of two epochs the broker knows the newer
+//! (KIP-98, "Fencing zombies"); and the newer read its position after the older was fenced, so nothing was published that
+//! it does not know of. The lease only decides who *tries*. What time it takes is in docs/guarantees.md.
+//!
+//! Sources: PostgreSQL manual, "Advisory Locks", "idle_session_timeout"; KIP-98; the simulator's mutation `NoProofAfterInit`
+//! shows what the second proof is for.
 
 use std::future::Future;
 use std::sync::{Arc, Mutex};
@@ -233,4 +252,4 @@ impl Keeper {
 }
 
 /// Time between two tries of a standby: a successor publishes within it after the holder's session ended.
-pub const STANDBY_POLL: Duration = Duration::from_millis(100);
+pub const STANDBY_POLL: Duration = Duration::from_millis(50);

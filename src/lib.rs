@@ -30,6 +30,7 @@ pub mod position;
 pub mod doctor;
 pub mod ledger;
 pub mod outcome;
+pub mod replay;
 pub mod scan;
 pub mod verify;
 

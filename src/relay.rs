@@ -22,6 +22,10 @@ const REPORT_EVERY: Duration = Duration::from_secs(10);
 /// How often is looked whether all is well while a batch is published, and after how long that is a line in the log.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 const SILENT: Duration = Duration::from_secs(5);
+/// A relay that has not reached Kafka for so long lets another one try: perhaps it is only this one that is cut off.
+const GIVE_WAY: Duration = Duration::from_secs(5);
+/// Long enough for any other to find the lease free.
+const OTHERS_TRY: Duration = STANDBY_POLL.saturating_mul(4);
 /// Waiting times while a server is away.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(3));
 
@@ -54,6 +58,8 @@ pub struct Relay<C, S, L, P = NoStore> {
     published: Published,
     state: State,
     backoff: Backoff,
+    /// The first fault since the last success.
+    failing_since: Option<Instant>,
     /// The sink was opened anew since the last success.
     reopened: bool,
 }
@@ -87,6 +93,7 @@ impl<C, S, L> Relay<C, S, L> {
             published: Published::default(),
             state: State::Starting,
             backoff: Backoff::new(least, most),
+            failing_since: None,
             reopened: false,
         }
     }
@@ -103,6 +110,7 @@ impl<C, S, L> Relay<C, S, L> {
             published: self.published,
             state: self.state,
             backoff: self.backoff,
+            failing_since: self.failing_since,
             reopened: self.reopened,
         }
     }
@@ -130,9 +138,11 @@ impl<C: Capture, S: Sink, L: Lease, P: Store> Relay<C, S, L, P> {
             }
             self.get_over(&fault).await;
         };
-        self.close().await;
+        // It publishes no more, so its successor need not wait until it is disconnected: what may still be on its way to
+        // Kafka is fenced.
+        self.capture.close();
+        tokio::join!(self.lease.release(), self.sink.close());
         crash_point("relay.closed");
-        self.lease.release().await;
         end
     }
 
@@ -182,7 +192,8 @@ impl<C: Capture, S: Sink, L: Lease, P: Store> Relay<C, S, L, P> {
 
     /// The position to go on from. The first start of all writes one before anything else.
     async fn open(&mut self) -> Result<Position, Fault> {
-        if let Some(position) = self.sink.open().await? {
+        let (opened, ()) = tokio::join!(self.sink.open(), self.capture.prepare());
+        if let Some(position) = opened? {
             return Ok(position);
         }
         let genesis = self.capture.genesis(self.settings.start).await?;
@@ -303,6 +314,7 @@ impl<C: Capture, S: Sink, L: Lease, P: Store> Relay<C, S, L, P> {
         end?;
         self.park.published().await?;
         self.backoff.reset();
+        self.failing_since = None;
         self.reopened = false;
         self.published.transactions += transactions;
         self.published.events += events;
@@ -315,7 +327,12 @@ impl<C: Capture, S: Sink, L: Lease, P: Store> Relay<C, S, L, P> {
                 self.enter(State::Waiting(*server), || {
                     warn!("{fault}; waiting for it, nothing is lost")
                 });
-                let wait = self.backoff.next(fastrand::f64());
+                let mut wait = self.backoff.next(fastrand::f64());
+                let since = *self.failing_since.get_or_insert_with(Instant::now);
+                if *server == Server::Kafka && since.elapsed() >= GIVE_WAY {
+                    self.lease.release().await;
+                    wait = wait.max(OTHERS_TRY);
+                }
                 self.pause(wait).await;
             }
             (Verdict::StandBy, _) => {

@@ -13,7 +13,6 @@
 
 mod plot;
 #[path = "../support/mod.rs"]
-#[allow(dead_code, reason = "the benchmarks use different parts of it")]
 mod support;
 
 use std::fs::File;

@@ -1,5 +1,7 @@
 //! What the benchmarks share: a loaded table, a relay and what it uses, and the broker's clock.
 
+#![allow(dead_code, reason = "each benchmark uses a part of it")]
+
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -50,6 +52,16 @@ pub async fn database(url: &str, name: &str) -> String {
     url
 }
 
+/// What `init --capture wal` makes.
+pub async fn init_wal(name: &str, url: &str) {
+    let init = Command::new(env!("CARGO_BIN_EXE_outbox-relay"))
+        .args(["init", "--capture", "wal", "--name", name])
+        .args(["--database-url", url])
+        .stdout(Stdio::null())
+        .status();
+    assert!(init.await.unwrap().success());
+}
+
 pub fn relay(servers: &Servers, name: &str, url: &str, brokers: &str, more: &[&str]) -> Child {
     let child = Command::new(env!("CARGO_BIN_EXE_outbox-relay"))
         .args([
@@ -94,13 +106,13 @@ pub fn usage(pid: u32) -> Option<(f64, f64)> {
     Some((peak / 1024.0, ticks / 100.0))
 }
 
-/// Three partitions, and times that the broker gives.
-pub async fn topic_with_append_times(brokers: &str, topic: &str) {
+/// So many partitions, and times that the broker gives.
+pub async fn topic_with_append_times(brokers: &str, topic: &str, partitions: i32) {
     let admin: AdminClient<DefaultClientContext> = ClientConfig::new()
         .set("bootstrap.servers", brokers)
         .create()
         .unwrap();
-    let topic = NewTopic::new(topic, 3, TopicReplication::Fixed(1))
+    let topic = NewTopic::new(topic, partitions, TopicReplication::Fixed(1))
         .set("message.timestamp.type", "LogAppendTime");
     let made = admin.create_topics(&[topic], &AdminOptions::new()).await;
     made.unwrap().remove(0).unwrap();

@@ -62,6 +62,8 @@ pub(crate) struct Shape {
     place: String,
     /// The same and the rest.
     columns: String,
+    key: String,
+    occurred_at: String,
 }
 
 impl Shape {
@@ -80,6 +82,8 @@ impl Shape {
             payload: payload(&columns.payload, found),
             place: list[..PLACE].join(", "),
             columns: list.join(", "),
+            key: list[4].clone(),
+            occurred_at: list[8].clone(),
         })
     }
 
@@ -92,6 +96,8 @@ impl Shape {
             .replace("{payload}", &self.payload)
             .replace("{place}", &self.place)
             .replace("{columns}", &self.columns)
+            .replace("{key}", &self.key)
+            .replace("{occurred_at}", &self.occurred_at)
     }
 }
 

@@ -58,6 +58,13 @@ impl Either {
 }
 
 impl<T: Capture, W: Capture> Capture for Either<T, W> {
+    async fn prepare(&mut self) {
+        match self {
+            Self::Table(capture) => capture.prepare().await,
+            Self::Wal(capture) => capture.prepare().await,
+        }
+    }
+
     async fn genesis(&mut self, start: Start) -> Result<Position, Fault> {
         match self {
             Self::Table(capture) => capture.genesis(start).await,

@@ -65,6 +65,10 @@ pub enum Start {
     reason = "the relay runs its captures in one task; no caller needs Send"
 )]
 pub trait Capture {
+    /// May connect, while the sink is being opened. Reads nothing: what holds before the older relay is fenced may not hold
+    /// after.
+    async fn prepare(&mut self) {}
+
     /// The position at which a relay begins that never ran here.
     ///
     /// # Errors

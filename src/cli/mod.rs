@@ -12,6 +12,7 @@ use crate::capture::CaptureKind;
 use crate::capture::wal::make;
 use crate::config::{ConfigFile, Options, Settings};
 use crate::fault::{Fault, exit};
+use crate::replay::{Selection, replay};
 use crate::roles::Roles;
 use crate::{doctor, init, moves, ring, supervisor, verify};
 
@@ -106,6 +107,32 @@ enum Command {
         "What it may not look at it says; that alone does not change the exit code.",
     ))]
     Doctor(DoctorArgs),
+    /// Publishes retained rows again, marked by the header replay, in one Kafka transaction, also beside a running relay.
+    /// Only what the relay has published. Without --apply it only looks.
+    #[command(after_help = concat!(
+        "Examples:\n  outbox-relay replay --config relay.toml --since '2026-03-01 12:00+01' --until '2026-03-01 13:00+01'\n",
+        "  outbox-relay replay --config relay.toml --topic orders --key 42 --to-topic orders-repaired --apply\n",
+        "  outbox-relay replay --config relay.toml --tx-id 742 --apply --json | jq .replay\n\n",
+        "--since, --until and --tx-id select whole transactions; --topic, --key and --id single events of them.\n",
+        "It needs WRITE and DESCRIBE on the transactional id outbox-relay-replay.NAME.",
+    ))]
+    Replay(ReplayArgs),
+}
+
+#[derive(Args, Debug)]
+struct ReplayArgs {
+    #[command(flatten)]
+    file: ConfigFile,
+    #[command(flatten)]
+    options: Options,
+    #[command(flatten)]
+    selection: Selection,
+    /// Do it.
+    #[arg(long)]
+    apply: bool,
+    /// Print what was found as one JSON object.
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Args, Debug)]
@@ -244,6 +271,7 @@ pub async fn call(cli: Cli) -> u8 {
         Command::Parked(args) => parked::parked(args).await,
         Command::Verify(args) => verify(args).await,
         Command::Doctor(args) => doctor(args).await,
+        Command::Replay(args) => replay_rows(args).await,
     };
     match end {
         Ok(code) => code,
@@ -403,6 +431,19 @@ async fn doctor(args: DoctorArgs) -> Result<u8, Fault> {
         println!("{}", report.text(colour));
     }
     Ok(report.exit_code())
+}
+
+async fn replay_rows(args: ReplayArgs) -> Result<u8, Fault> {
+    let settings = settled(args.options, &args.file)?;
+    let replayed = replay(&settings, &args.selection, args.apply).await?;
+    if args.json {
+        let json =
+            serde_json::to_string(&replayed).map_err(|error| Fault::Defect(error.to_string()))?;
+        println!("{json}");
+    } else {
+        println!("{}", replayed.text());
+    }
+    Ok(exit::DONE)
 }
 
 fn settled(options: Options, file: &ConfigFile) -> Result<Settings, Fault> {

@@ -32,6 +32,7 @@ mod network;
 mod parking;
 mod prepared;
 mod privileges;
+mod replay;
 mod retention;
 mod roles;
 mod settings;

@@ -271,28 +271,28 @@ async fn the_reading_connection_is_in_a_black_hole_for_a_while(capture: CaptureK
     .await;
 }
 
-both_captures!(
-    60,
-    a_relay_whose_lease_is_in_a_black_hole_gives_way_and_stays_away
-);
-
-async fn a_relay_whose_lease_is_in_a_black_hole_gives_way_and_stays_away(capture: CaptureKind) {
-    let scene = Scene::of(capture).await;
-    let (proxy, cut_off) = behind_proxy(&scene).await;
-    let writers = few_writers(&scene).await;
+/// One relay works behind `weather` that comes up, another stands by; the one gives way, and stays away when it is fair again.
+async fn gives_way(
+    scene: &Scene,
+    cut_off: &RelayOf,
+    says: &str,
+    set: impl Fn(Weather),
+    bad: Weather,
+) {
+    let writers = few_writers(scene).await;
     let first = cut_off.start().await;
     first.says("active").await;
-    follows(&scene).await;
+    follows(scene).await;
     let second = scene.relay.start().await;
     second.says("standing by").await;
-    proxy.set(stalled(LEASE));
-    first.says("no longer holds the lease").await;
+    set(bad);
+    first.says(says).await;
     second.says("active").await;
-    follows(&scene).await;
-    proxy.set(Weather::default());
+    follows(scene).await;
+    set(Weather::default());
     first.says("standing by").await;
     writers.more(100).await;
-    follows(&scene).await;
+    follows(scene).await;
     writers.stop().await;
     for (relay, which) in [(&first, "first"), (&second, "second")] {
         let active = relay.log().matches("active:").count();
@@ -301,4 +301,68 @@ async fn a_relay_whose_lease_is_in_a_black_hole_gives_way_and_stays_away(capture
     first.terminate().await;
     second.terminate().await;
     clean(&scene.check().await, 50);
+}
+
+both_captures!(
+    120,
+    a_relay_whose_lease_is_in_a_black_hole_gives_way_and_stays_away
+);
+
+async fn a_relay_whose_lease_is_in_a_black_hole_gives_way_and_stays_away(capture: CaptureKind) {
+    let scene = Scene::of(capture).await;
+    let (proxy, cut_off) = behind_proxy(&scene).await;
+    let lost = "no longer holds the lease";
+    gives_way(
+        &scene,
+        &cut_off,
+        lost,
+        |weather| proxy.set(weather),
+        stalled(LEASE),
+    )
+    .await;
+}
+
+/// What it was about to read it must not publish, and its walsender, of which the server has not heard that it is gone, must
+/// not keep its successor from the slot.
+const EVERYTHING: Weather = Weather {
+    latency: Duration::ZERO,
+    bytes_per_second: None,
+    stalled: Stall::Everything,
+};
+
+both_captures!(90, a_relay_that_is_cut_off_from_postgresql_gives_way);
+
+async fn a_relay_that_is_cut_off_from_postgresql_gives_way(capture: CaptureKind) {
+    let scene = Scene::of(capture).await;
+    let (proxy, cut_off) = behind_proxy(&scene).await;
+    gives_way(
+        &scene,
+        &cut_off,
+        "active",
+        |weather| proxy.set(weather),
+        EVERYTHING,
+    )
+    .await;
+}
+
+both_captures!(120, a_relay_that_is_cut_off_from_kafka_gives_way);
+
+/// It holds the lease all the time, so nobody else could take it: it has to let go by itself.
+async fn a_relay_that_is_cut_off_from_kafka_gives_way(capture: CaptureKind) {
+    let scene = Scene::of(capture).await;
+    let proxy = KafkaProxy::start(&scene.relay.brokers).await.unwrap();
+    let mut cut_off = scene
+        .relay
+        .clone()
+        .with(&["--transaction-timeout-ms", "10000"]);
+    cut_off.brokers = proxy.brokers();
+    let away = "Kafka is not available";
+    gives_way(
+        &scene,
+        &cut_off,
+        away,
+        |weather| proxy.set(weather),
+        EVERYTHING,
+    )
+    .await;
 }

@@ -21,6 +21,7 @@ use tracing::info;
 use self::large::LargeTransaction;
 pub use self::postgres::{PostgresShell, origin};
 pub(crate) use self::postgres::{shape, unsigned, xid};
+pub(crate) use self::rows::event;
 use self::shell::{Opened, Shell};
 pub use super::window::Planned;
 use super::window::{Cut, assemble, cut};
@@ -115,6 +116,10 @@ impl<S: Shell> TableCapture<S> {
 }
 
 impl<S: Shell> Capture for TableCapture<S> {
+    async fn prepare(&mut self) {
+        self.shell.prepare().await;
+    }
+
     async fn genesis(&mut self, start: Start) -> Result<Position, Fault> {
         let mut reading = self.reading().await?;
         let name = &reading.settings.name;

@@ -12,7 +12,7 @@ use crate::event::Event;
 use crate::fault::Fault;
 
 /// The columns in the order of `columns::select_list`, after the xid.
-pub(super) fn event(route: &mut Route, row: &Row) -> Result<Event, Fault> {
+pub(crate) fn event(route: &mut Route, row: &Row) -> Result<Event, Fault> {
     let topic = route.topic(row.try_get(3)?, row.try_get(4)?);
     let bytes = |column: Option<&[u8]>| column.map(Bytes::copy_from_slice);
     Ok(Event {

@@ -51,6 +51,9 @@ pub trait Shell {
     /// is away or a standby.
     async fn connect(&mut self) -> Result<Origin, Fault>;
 
+    /// Opens a connection that `connect` will find. Asks nothing on it.
+    async fn prepare(&mut self) {}
+
     /// Throws the connection away, in whatever state it is.
     fn disconnect(&mut self);
 

@@ -229,6 +229,10 @@ impl<S: Shell> WalCapture<S> {
 }
 
 impl<S: Shell> Capture for WalCapture<S> {
+    async fn prepare(&mut self) {
+        self.shell.prepare().await;
+    }
+
     async fn genesis(&mut self, start: Start) -> Result<Position, Fault> {
         let (here, registered) = self.connect().await?;
         if registered {

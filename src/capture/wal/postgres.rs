@@ -153,6 +153,11 @@ impl Shell for PostgresShell {
         })
     }
 
+    async fn prepare(&mut self) {
+        // Why there is none, if so, `connect` says.
+        drop(self.pool.get().await);
+    }
+
     fn disconnect(&mut self) {
         if let Some(connection) = self.connection.take() {
             drop(Object::take(connection.client));

@@ -79,6 +79,9 @@ pub trait Shell {
     /// [`Fault::Refused`] if the server can't be read from; [`Fault::Unavailable`] if it is away or a standby.
     async fn connect(&mut self) -> Result<Here, Fault>;
 
+    /// Opens a connection that `connect` will find. Asks nothing on it.
+    async fn prepare(&mut self) {}
+
     /// Throws the connection away, in whatever state it is.
     fn disconnect(&mut self);
 

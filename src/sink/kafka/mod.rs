@@ -73,6 +73,9 @@ pub struct KafkaSettings {
     pub topic_partitions: i32,
     /// Replicas of a created topic; -1 is the broker's default.
     pub topic_replication_factor: i32,
+    /// Publishes again under this name of a replay: each record has it as a header, and the transactional id is another one
+    /// than the relay's.
+    pub replay: Option<Arc<str>>,
     /// A request without an answer for this long has failed. A commit of half of it is suspicious.
     pub socket_timeout_ms: u32,
 }
@@ -155,6 +158,7 @@ impl KafkaSettings {
             create_topics: false,
             topic_partitions: -1,
             topic_replication_factor: -1,
+            replay: None,
             socket_timeout_ms: 10_000,
         }
     }
@@ -270,6 +274,7 @@ impl<P: Proof, S: Shell> KafkaSink<P, S> {
                 .carry_out(command, &mut batch)
                 .await
                 .unwrap_or_else(Input::Failed);
+            tracing::trace!("{name}");
             crash_point(name);
         }
     }

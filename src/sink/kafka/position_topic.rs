@@ -169,10 +169,7 @@ pub(super) fn pause(time: Duration) {
 }
 
 /// A consumer of one relay's position topic.
-pub(super) fn consumer(
-    settings: &KafkaSettings,
-    isolation: &str,
-) -> Result<BaseConsumer<Quiet>, Fault> {
+fn consumer(settings: &KafkaSettings, isolation: &str) -> Result<BaseConsumer<Quiet>, Fault> {
     let mut config = settings.client_config();
     config
         // Only because the client wants one to assign partitions; nothing is ever committed to it.
@@ -185,6 +182,24 @@ pub(super) fn consumer(
         .set("fetch.wait.max.ms", "5");
     BaseConsumer::from_config_and_context(&config, Quiet)
         .map_err(|error| creation_fault(settings, error))
+}
+
+/// The clients that find and read the last position. They connect from the moment on in which they are made.
+pub(super) struct Readers {
+    /// One that has once asked for a missing topic takes it for missing a while longer, so this one does nothing else.
+    asker: BaseConsumer<Quiet>,
+    committed: BaseConsumer<Quiet>,
+    uncommitted: BaseConsumer<Quiet>,
+}
+
+impl Readers {
+    pub fn new(settings: &KafkaSettings) -> Result<Self, Fault> {
+        Ok(Self {
+            asker: consumer(settings, "read_committed")?,
+            committed: consumer(settings, "read_committed")?,
+            uncommitted: consumer(settings, "read_uncommitted")?,
+        })
+    }
 }
 
 /// What the brokers say about the topic; nothing in it where it is absent.
@@ -211,31 +226,43 @@ fn found(metadata: &Metadata) -> Option<&MetadataTopic> {
     first.filter(|topic| topic.error().is_none())
 }
 
-/// Creates the position topic if it is absent, else checks that no record can be lost in it.
-pub(super) fn ensure(
+/// A position topic that was there.
+pub(super) struct Found {
+    partitions: usize,
+    replicas: usize,
+}
+
+/// What is known of the position topic; `None`: it was absent, and is made.
+pub(super) fn find_or_create(
     topic: &str,
-    consumer: &BaseConsumer<Quiet>,
+    readers: &Readers,
     admin: &Admin<'_>,
-) -> Result<(), Fault> {
-    let metadata = metadata_of(topic, consumer, admin.timeout)?;
+) -> Result<Option<Found>, Fault> {
+    let metadata = metadata_of(topic, &readers.asker, admin.timeout)?;
     let Some(found) = found(&metadata) else {
-        return create(topic, metadata.brokers().len(), admin);
+        create(topic, metadata.brokers().len(), admin)?;
+        return Ok(None);
     };
-    let replicas = found
-        .partitions()
-        .iter()
-        .map(|partition| partition.replicas().len())
-        .min()
-        .unwrap_or(0);
-    let keys = ["cleanup.policy", "min.insync.replicas"];
-    let [policy, in_sync] = admin.settings(topic, keys)?;
-    check(
-        topic,
-        found.partitions().len(),
-        replicas,
-        policy.as_deref(),
-        in_sync.as_deref(),
-    )
+    let partitions = found.partitions();
+    let replicas = partitions.iter().map(|it| it.replicas().len()).min();
+    Ok(Some(Found {
+        partitions: partitions.len(),
+        replicas: replicas.unwrap_or(0),
+    }))
+}
+
+impl Found {
+    /// Refuses a topic in which a record can be lost.
+    pub fn check(&self, topic: &str, admin: &Admin<'_>) -> Result<(), Fault> {
+        let [policy, in_sync] = admin.settings(topic, ["cleanup.policy", "min.insync.replicas"])?;
+        check(
+            topic,
+            self.partitions,
+            self.replicas,
+            policy.as_deref(),
+            in_sync.as_deref(),
+        )
+    }
 }
 
 fn create(topic: &str, brokers: usize, admin: &Admin<'_>) -> Result<(), Fault> {
@@ -300,8 +327,11 @@ pub fn check(
 /// record below it. Anything that does not come in time is an error: "empty" would make the relay start over.
 pub(super) fn read(
     topic: &str,
-    committed: &BaseConsumer<Quiet>,
-    uncommitted: &BaseConsumer<Quiet>,
+    Readers {
+        committed,
+        uncommitted,
+        ..
+    }: &Readers,
     key: &str,
     timeout: Duration,
 ) -> Result<Option<PositionRecord>, Fault> {

@@ -21,8 +21,8 @@ use crate::fault::{Fault, Server};
 use crate::sink::kafka::classify::{At, fault_of, of_code, redacted};
 use crate::sink::kafka::late::{Late, Try};
 use crate::sink::kafka::machine::{Committed, Signal};
-use crate::sink::kafka::position_topic::{self, Admin, consumer, pause, topic_of};
-use crate::sink::kafka::record::{Partitions, PositionRecord, headers};
+use crate::sink::kafka::position_topic::{self, Admin, Readers, discard, pause, topic_of};
+use crate::sink::kafka::record::{Partitions, PositionRecord, REPLAY, headers};
 use crate::sink::kafka::{KafkaSettings, secrets};
 
 /// Memory that queued records may take; a full queue makes `produce` wait.
@@ -31,6 +31,10 @@ const QUEUE_KBYTES_MAX: u32 = 32_768;
 const SIGNALS_MAX: usize = 64;
 /// How long the line with the answer to EndTxn is waited for. It is queued before the commit call returns.
 const ANSWER_WAIT: Duration = Duration::from_millis(100);
+/// How often is looked whether the broker gave the epoch, or said "not yet".
+const INIT_LOOK_EVERY: Duration = Duration::from_millis(5);
+/// Longest pause before it is asked anew.
+const INIT_WAIT_MAX: Duration = Duration::from_millis(100);
 /// How often an idle producer's log is emptied.
 const IDLE_EVERY: Duration = Duration::from_secs(1);
 /// How long a dropped producer is waited for; then its thread ends by itself. Its epoch is fenced anyway.
@@ -409,6 +413,8 @@ struct Worker {
     runtime: Handle,
     config: ClientConfig,
     producer: BaseProducer<Context>,
+    /// They connect while the epoch is taken.
+    readers: Option<Readers>,
     /// Topics that exist, with their index in `names`.
     topics: HashMap<Arc<str>, usize>,
     names: Vec<Arc<str>>,
@@ -426,11 +432,11 @@ struct Worker {
 impl Worker {
     fn new(settings: Arc<KafkaSettings>, runtime: Handle, late: Late) -> Result<Self, Fault> {
         let config = settings.client_config();
-        let producer =
-            BaseProducer::from_config_and_context(&producer_config(&settings), Context::default());
-        let producer = producer.map_err(|error| creation_fault(&settings, error))?;
+        let producer = producer(&settings)?;
+        let readers = Some(Readers::new(&settings)?);
         Ok(Self {
             settings,
+            readers,
             runtime,
             config,
             producer,
@@ -503,29 +509,79 @@ impl Worker {
         }
     }
 
+    /// Takes the epoch, as soon as the broker gives it.
+    ///
+    /// While the coordinator ends what an older producer left open, or loads, it says "not yet". The client then waits for
+    /// half a second, always, before it asks again (`rd_kafka_idemp_pid_timer_restart`); a new one asks at once.
     fn init_transactions(&mut self) -> Result<(), Fault> {
-        let time = self.settings.request_time() * 2;
-        let result = self.producer.init_transactions(time);
-        self.drain();
-        result.map_err(|error| self.fault(&error, At::Cluster))
+        let until = Instant::now() + self.settings.request_time() * 2;
+        let mut wait = INIT_LOOK_EVERY;
+        loop {
+            self.connect();
+            let Err(error) = self.init_or_refusal(until) else {
+                self.drain();
+                return Ok(());
+            };
+            if Instant::now() >= until || !is_retriable(&error) {
+                self.drain();
+                return Err(self.fault(&error, At::Cluster));
+            }
+            pause(wait);
+            wait = (wait * 2).min(INIT_WAIT_MAX);
+            let asked = std::mem::replace(&mut self.producer, producer(&self.settings)?);
+            discard(asked);
+        }
     }
 
+    /// A call that was cut short is resumed by the next one, and says what the broker said meanwhile.
+    fn init_or_refusal(&self, until: Instant) -> Result<(), KafkaError> {
+        loop {
+            let result = self.producer.init_transactions(INIT_LOOK_EVERY);
+            let timed_out = |error: &KafkaError| {
+                error.rdkafka_error_code() == Some(RDKafkaErrorCode::OperationTimedOut)
+            };
+            if !result.as_ref().is_err_and(timed_out) || Instant::now() >= until {
+                return result;
+            }
+        }
+    }
+
+    /// A client keeps the connection to a broker by its address only until it knows the broker by its number; asked for the
+    /// coordinator without a connection, it looks again after half a second or a whole one. This request makes one.
+    fn connect(&self) {
+        let topic = topic_of(&self.settings.name);
+        // What is wrong, if it is, the next call says better.
+        let _ = self.trouble_with(&topic, self.settings.request_time());
+    }
+
+    /// The settings of the topic are asked for while it is read: a successor must not wait for both.
     fn read_position(&mut self, check_topic: bool) -> Result<Option<PositionRecord>, Fault> {
         let topic = topic_of(&self.settings.name);
-        if check_topic && self.settings.check_position_topic {
-            // With a client of its own: one that has once asked for a missing topic takes it for missing a while longer.
-            let asker = consumer(&self.settings, "read_committed")?;
-            let checked = position_topic::ensure(&topic, &asker, &self.admin());
-            position_topic::discard(asker);
-            checked?;
+        let readers = match self.readers.take() {
+            Some(readers) => readers,
+            None => Readers::new(&self.settings)?,
+        };
+        if !check_topic || !self.settings.check_position_topic {
+            return self.last_record(&topic, readers);
         }
-        let committed = consumer(&self.settings, "read_committed")?;
-        let uncommitted = consumer(&self.settings, "read_uncommitted")?;
+        let found = position_topic::find_or_create(&topic, &readers, &self.admin())?;
+        let Some(found) = found else {
+            return self.last_record(&topic, readers);
+        };
+        let (checked, last) = std::thread::scope(|scope| {
+            let checking = scope.spawn(|| found.check(&topic, &self.admin()));
+            let last = self.last_record(&topic, readers);
+            let died = |_| Err(Fault::Defect("the check of the position topic died".into()));
+            (checking.join().unwrap_or_else(died), last)
+        });
+        checked.and(last)
+    }
+
+    fn last_record(&self, topic: &str, readers: Readers) -> Result<Option<PositionRecord>, Fault> {
         let time = self.settings.request_time() * 2;
-        let found =
-            position_topic::read(&topic, &committed, &uncommitted, &self.settings.name, time);
-        position_topic::discard((committed, uncommitted));
-        found
+        let last = position_topic::read(topic, &readers, &self.settings.name, time);
+        discard(readers);
+        last
     }
 
     fn admin(&self) -> Admin<'_> {
@@ -572,6 +628,11 @@ impl Worker {
         let start = OwnedHeaders::new_with_capacity(5 + event.headers.len());
         let headers = headers(slice, index, event, start, |headers, key, value| {
             headers.insert(Header { key, value })
+        });
+        let replay = self.settings.replay.as_deref();
+        let headers = replay.into_iter().fold(headers, |headers, value| {
+            let value = Some(value);
+            headers.insert(Header { key: REPLAY, value })
         });
         let record = BaseRecord {
             topic: &event.topic,
@@ -870,6 +931,10 @@ fn named_in<'n>(line: &str, names: &'n [Arc<str>]) -> Option<&'n str> {
     names.find(|name| line.contains(&format!("\"{name}\"")))
 }
 
+fn is_retriable(error: &KafkaError) -> bool {
+    matches!(error, KafkaError::Transaction(error) if error.is_retriable())
+}
+
 /// What a record or a call is answered because the transaction has failed already.
 fn is_consequence(code: RDKafkaErrorCode) -> bool {
     matches!(
@@ -901,13 +966,20 @@ pub(super) fn creation_fault(settings: &KafkaSettings, error: KafkaError) -> Fau
     fault_of(&error, At::Cluster, None)
 }
 
+fn producer(settings: &KafkaSettings) -> Result<BaseProducer<Context>, Fault> {
+    BaseProducer::from_config_and_context(&producer_config(settings), Context::default())
+        .map_err(|error| creation_fault(settings, error))
+}
+
 fn producer_config(settings: &KafkaSettings) -> ClientConfig {
     let mut config = settings.client_config();
+    // No name of a relay makes the one the other: that would fence it.
+    let role = match settings.replay {
+        Some(_) => "outbox-relay-replay",
+        None => "outbox-relay",
+    };
     config
-        .set(
-            "transactional.id",
-            format!("outbox-relay.{}", settings.name),
-        )
+        .set("transactional.id", format!("{role}.{}", settings.name))
         .set(
             "transaction.timeout.ms",
             settings.transaction_timeout_ms.to_string(),

@@ -19,7 +19,7 @@ pub const TX_ID: &str = "tx-id";
 pub const TX_INDEX: &str = "tx-index";
 /// Header: number of events in the transaction.
 pub const TX_COUNT: &str = "tx-count";
-/// Header: the record was published again on purpose, so that it is no repetition. Nothing writes it yet.
+/// Header: the record was published again on purpose, so that it is no repetition. Its value names the replay.
 pub const REPLAY: &str = "replay";
 
 /// Names that the relay itself writes; a row's own header with one of them is left out.

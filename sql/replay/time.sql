@@ -1,0 +1,2 @@
+-- What PostgreSQL takes the text for.
+select $1::text::timestamptz::text

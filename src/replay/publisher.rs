@@ -1,0 +1,70 @@
+//! One Kafka transaction for all of a replay.
+
+use std::sync::Arc;
+
+use crate::event::Slice;
+use crate::fault::{Fault, Server};
+use crate::sink::kafka::KafkaSettings;
+use crate::sink::kafka::producer::{Shell as _, ThreadShell};
+
+/// Events that go to the producer's thread in one piece.
+const PIECE_EVENTS: usize = 1_024;
+
+/// An open Kafka transaction. Dropped, it is never committed.
+pub struct Publisher {
+    shell: ThreadShell,
+    piece: Vec<Slice>,
+}
+
+impl Publisher {
+    /// Takes the epoch of the replays of this relay, so two at a time are not possible, and begins.
+    pub async fn open(settings: &KafkaSettings, replay: &str) -> Result<Self, Fault> {
+        let settings = KafkaSettings {
+            replay: Some(replay.into()),
+            ..settings.clone()
+        };
+        let mut shell = ThreadShell::new(Arc::new(settings));
+        shell.create().await?;
+        shell.init_transactions().await?;
+        shell.begin().await?;
+        Ok(Self {
+            shell,
+            piece: Vec::new(),
+        })
+    }
+
+    pub async fn publish(&mut self, slice: Slice) -> Result<(), Fault> {
+        self.piece.push(slice);
+        if self.piece.len() >= PIECE_EVENTS {
+            self.shell.produce(std::mem::take(&mut self.piece)).await?;
+        }
+        Ok(())
+    }
+
+    /// Ends the transaction without a trace: a new producer's epoch makes the broker abort it. Else consumers would wait for its
+    /// timeout.
+    pub async fn abandon(mut self) {
+        self.shell.drop_producer().await;
+        if self.shell.create().await.is_ok() {
+            // What kept the replay from its end was told already.
+            let _ = self.shell.init_transactions().await;
+        }
+        self.shell.drop_producer().await;
+    }
+
+    /// The producer does nothing after it, so no frame of it that is late can meet another transaction.
+    pub async fn commit(mut self, any: bool) -> Result<(), Fault> {
+        if any {
+            self.shell.produce(std::mem::take(&mut self.piece)).await?;
+            self.shell.flush().await?;
+            self.shell.commit().await.map_err(|fault| {
+                Fault::Unavailable(
+                    Server::Kafka,
+                    format!("{fault}; the replay is published as a whole or not at all, its header tells which"),
+                )
+            })?;
+        }
+        self.shell.drop_producer().await;
+        Ok(())
+    }
+}
