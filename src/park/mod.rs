@@ -31,6 +31,7 @@ pub mod postgres;
 pub mod store;
 mod unsettled;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use clap::ValueEnum;
@@ -85,12 +86,6 @@ struct Attempt {
     released: Vec<i64>,
 }
 
-/// A transaction that failed alone; it is parked when it is read again.
-struct Doomed {
-    tx_id: Arc<str>,
-    why: String,
-}
-
 /// See the module's text.
 pub struct Park<S> {
     store: S,
@@ -100,7 +95,8 @@ pub struct Park<S> {
     passing: Vec<Entry>,
     /// Rows that the next position settles.
     settling: Vec<i64>,
-    doomed: Option<Doomed>,
+    /// Transactions that failed, and why: each is parked when it is read again. There may be several in a batch.
+    doomed: HashMap<Arc<str>, String>,
     /// A large transaction that was looked through, and whether it must wait.
     known: Option<(Arc<str>, bool)>,
     attempt: Attempt,
@@ -133,7 +129,7 @@ impl<S: Store> Park<S> {
             unsettled: Unsettled::default(),
             passing: Vec::new(),
             settling: Vec::new(),
-            doomed: None,
+            doomed: HashMap::new(),
             known: None,
             attempt: Attempt::default(),
             suspects: 0,
@@ -180,7 +176,7 @@ impl<S: Store> Park<S> {
     /// # Errors
     /// Those of the store; [`Fault::Refused`] at the limits.
     pub async fn sift(&mut self, batch: Batch) -> Result<Option<Batch>, Fault> {
-        if self.unsettled.is_empty() && self.doomed.is_none() {
+        if self.unsettled.is_empty() && self.doomed.is_empty() {
             return self.let_through(batch).await;
         }
         match batch.is_whole() {
@@ -253,7 +249,7 @@ impl<S: Store> Park<S> {
 
     /// Whether a transaction failed alone, shares a key with one that waits, or waits already.
     fn must_wait(&self, tx_id: &Arc<str>, keys: &[i64]) -> bool {
-        let is_doomed = self.doomed.as_ref().is_some_and(|it| it.tx_id == *tx_id);
+        let is_doomed = self.doomed.contains_key(tx_id);
         let is_passing = self.passing.iter().any(|entry| entry.tx_id == *tx_id);
         let shares = |entry: &Entry| entry.keys.iter().any(|key| keys.contains(key));
         is_doomed
@@ -276,8 +272,7 @@ impl<S: Store> Park<S> {
             .last()
             .is_none_or(|last| last.tx_id != slice.tx_id)
         {
-            let doomed = self.doomed.take_if(|it| it.tx_id == slice.tx_id);
-            let fault = doomed.map(|it| it.why);
+            let fault = self.doomed.get(&slice.tx_id).cloned();
             let tx_id = Arc::clone(&slice.tx_id);
             let new = New {
                 tx_id: &tx_id,
@@ -428,6 +423,7 @@ impl<S: Store> Park<S> {
         self.store.confirm(&said.passed, &said.settled).await?;
         crash_point("park.confirmed");
         for entry in self.passing.drain(..) {
+            self.doomed.remove(&entry.tx_id);
             self.unsettled.add(entry);
         }
         for id in self.settling.drain(..) {
@@ -468,8 +464,7 @@ impl<S: Store> Park<S> {
                 self.store.failed_again(id, why).await?;
             }
             None => {
-                let why = why.clone();
-                self.doomed = Some(Doomed { tx_id, why });
+                self.doomed.insert(tx_id, why.clone());
             }
         }
         Ok(())
