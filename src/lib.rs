@@ -25,6 +25,7 @@ pub mod roles;
 pub mod crash_point;
 pub mod event;
 pub mod fault;
+pub mod metrics;
 pub mod position;
 
 pub mod doctor;

@@ -68,6 +68,7 @@ const OURS: [(&str, &[&str]); 26] = [
             "event",
             "fault",
             "lease",
+            "metrics",
             "park",
             "position",
             "sink",
@@ -80,7 +81,11 @@ const OURS: [(&str, &[&str]); 26] = [
     ("adopt", &["capture", "event", "fault", "position", "sink"]),
     // Capture and sink do not know each other, and neither knows the lease.
     ("capture", &["database", "event", "fault", "position"]),
-    ("sink", &["crash_point", "event", "fault", "position"]),
+    (
+        "sink",
+        &["crash_point", "event", "fault", "metrics", "position"],
+    ),
+    ("metrics", &["event", "fault", "position"]),
     ("lease", &["database", "fault"]),
     ("init", &["database", "fault"]),
     ("ring", &["database", "fault"]),

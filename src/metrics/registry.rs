@@ -1,0 +1,82 @@
+//! The names under which Prometheus knows the metrics.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::registry::{Registry, Unit};
+
+use super::Metrics;
+use crate::fault::Fault;
+
+/// Labels of a fault.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct FaultLabels {
+    /// What went wrong.
+    pub fault: &'static str,
+    /// What the relay does about it.
+    pub verdict: &'static str,
+}
+
+impl FaultLabels {
+    pub(super) fn of(fault: &Fault) -> Self {
+        Self {
+            fault: fault.code(),
+            verdict: fault.verdict().code(),
+        }
+    }
+}
+
+/// Labels of a producer that was made anew.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RecycleLabels {
+    /// What made the commit suspicious.
+    pub reason: &'static str,
+}
+
+impl Metrics {
+    /// Names them. The registry adds the prefix and, to counters, `_total`.
+    pub fn register(&self, registry: &mut Registry) {
+        let inner = &self.0;
+        registry.register(
+            "published_transactions",
+            "Database transactions published by this process",
+            inner.transactions.clone(),
+        );
+        registry.register(
+            "published_events",
+            "Events published by this process",
+            inner.events.clone(),
+        );
+        registry.register_with_unit(
+            "published",
+            "Bytes of payloads and keys published by this process",
+            Unit::Bytes,
+            inner.bytes.clone(),
+        );
+        registry.register(
+            "batch_events",
+            "Events in one Kafka transaction",
+            inner.batch_events.clone(),
+        );
+        registry.register_with_unit(
+            "kafka_transaction",
+            "Time from the beginning of a Kafka transaction to its end",
+            Unit::Seconds,
+            inner.kafka_transaction_seconds.clone(),
+        );
+        registry.register_with_unit(
+            "latency",
+            "Time from the commit of a database transaction to the end of its Kafka transaction",
+            Unit::Seconds,
+            inner.latency_seconds.clone(),
+        );
+        registry.register(
+            "recycles",
+            "Kafka producers made anew after a suspicious commit",
+            inner.recycles.clone(),
+        );
+        registry.register(
+            "faults",
+            "Faults that the relay met",
+            inner.faults.clone(),
+        );
+    }
+}
