@@ -193,7 +193,10 @@ impl Batch {
 impl Passed {
     fn add(&mut self, slice: &Slice, knows_commits: bool) {
         let size = |bytes: &Option<Bytes>| bytes.as_ref().map_or(0, |bytes| bytes.len() as u64);
-        let sizes = slice.events.iter().map(|it| size(&it.payload) + size(&it.key));
+        let sizes = slice
+            .events
+            .iter()
+            .map(|it| size(&it.payload) + size(&it.key));
         self.bytes += sizes.sum::<u64>();
         let is_last = slice.first_index + slice.events.len() as u64 == slice.tx_count;
         if let Some(last) = slice.events.last().filter(|_| is_last && !knows_commits) {

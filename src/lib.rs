@@ -8,7 +8,9 @@ pub mod config;
 pub mod moves;
 pub mod supervisor;
 
+pub mod admin;
 pub mod relay;
+pub mod sampler;
 
 pub mod capture;
 pub mod lease;
@@ -32,6 +34,7 @@ pub mod doctor;
 pub mod ledger;
 pub mod outcome;
 pub mod scan;
+pub mod status;
 pub mod verify;
 
 #[cfg(feature = "demo")]

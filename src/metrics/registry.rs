@@ -73,10 +73,6 @@ impl Metrics {
             "Kafka producers made anew after a suspicious commit",
             inner.recycles.clone(),
         );
-        registry.register(
-            "faults",
-            "Faults that the relay met",
-            inner.faults.clone(),
-        );
+        registry.register("faults", "Faults that the relay met", inner.faults.clone());
     }
 }

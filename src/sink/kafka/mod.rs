@@ -7,6 +7,7 @@ pub mod classify;
 mod late;
 pub mod machine;
 pub mod position_topic;
+pub mod probe;
 pub mod producer;
 pub mod record;
 

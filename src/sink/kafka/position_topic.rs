@@ -37,7 +37,7 @@ pub fn topic_of(name: &str) -> String {
 }
 
 /// Forwards the client's log, and remembers nothing.
-pub(super) struct Quiet;
+pub struct Quiet;
 
 impl ClientContext for Quiet {
     fn log(&self, level: rdkafka::config::RDKafkaLogLevel, facility: &str, line: &str) {
