@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep};
 
 use super::health::{Health, Reach, health};
 use super::history::{History, Point};
-use super::{PROBE_EVERY, SAMPLE_EVERY};
+use super::{PAUSE_MAX, PROBE_EVERY, SAMPLE_EVERY};
 use crate::fault::Fault;
 use crate::metrics::{Metrics, Quantiles, State, Turn};
 use crate::sampler::{Lag, Rate, Sample, Sampler};
@@ -97,7 +97,7 @@ impl Board {
             let began = Instant::now();
             let ahead = turn.position.as_ref().filter(|_| is_active);
             let sample = sampler.sample(ahead).await;
-            let took = began.elapsed();
+            let pause = pause(began.elapsed(), sample.is_ok());
             if let Ok(sample) = &sample {
                 self.metrics.set_clock(sample.now_ms);
             }
@@ -109,8 +109,7 @@ impl Board {
             let outside = rate.of(registration, now_ms);
             let events_per_second = if is_active { Some(own) } else { outside };
             self.saw(sample, &turn, events_per_second);
-            // So that looking takes a twentieth of the time at most, whatever a look costs.
-            sleep(SAMPLE_EVERY.saturating_sub(took).max(took * 19)).await;
+            sleep(pause).await;
         }
     }
 
@@ -153,6 +152,14 @@ impl Board {
     }
 }
 
+/// So that looking takes a twentieth of the time at most, whatever a look costs, but a server that is back is seen soon.
+fn pause(took: Duration, answered: bool) -> Duration {
+    match answered {
+        true => (took * 19).clamp(SAMPLE_EVERY.saturating_sub(took), PAUSE_MAX),
+        false => SAMPLE_EVERY,
+    }
+}
+
 /// A count that ended at its limit saw the newest rows only. What was published last is older than all that is left, so the
 /// oldest of these is about as old.
 fn at_least_as_old(lag: Lag, turn: &Turn, now_ms: Option<i64>) -> Lag {
@@ -164,5 +171,19 @@ fn at_least_as_old(lag: Lag, turn: &Turn, now_ms: Option<i64>) -> Lag {
     Lag {
         seconds: lag.seconds.map(|seconds| seconds.max(age)),
         ..lag
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn looks_that_take_long_are_taken_less_often() {
+        let ms = Duration::from_millis;
+        assert_eq!(pause(ms(2), true), ms(998));
+        assert_eq!(pause(ms(100), true), ms(1_900));
+        assert_eq!(pause(ms(5_000), true), PAUSE_MAX);
+        assert_eq!(pause(ms(6_000), false), SAMPLE_EVERY);
     }
 }

@@ -26,6 +26,8 @@ use crate::sink::kafka::probe::Probe;
 
 /// Time between two looks at PostgreSQL.
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
+/// The longest such time, when looking takes long.
+const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// Time between two questions to Kafka.
 const PROBE_EVERY: Duration = Duration::from_secs(2);
 

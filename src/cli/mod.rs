@@ -65,7 +65,8 @@ enum Command {
     /// Publishes until it is stopped.
     #[command(after_help = concat!(
         "Examples:\n  outbox-relay run --name shop --database-url postgres://me@127.0.0.1/shop --kafka-brokers 127.0.0.1:9092\n",
-        "  outbox-relay run --config relay.toml --until-caught-up\n\n",
+        "  outbox-relay run --config relay.toml --until-caught-up\n",
+        "  outbox-relay run --config relay.toml --admin-listen 9464      status page at http://127.0.0.1:9464/\n\n",
         "Flags win over the environment, the environment over the file.\n\n",
     ))]
     Run(RunArgs),
