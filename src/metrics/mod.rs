@@ -117,6 +117,14 @@ impl Default for Metrics {
         let now = Instant::now();
         // From a millisecond to a minute.
         let seconds = || Histogram::new(exponential_buckets(0.001, 2.0, 17));
+        // From 0 on, so that the first one is an increase.
+        let (recycles, faults) = (Family::default(), Family::default());
+        for labels in RecycleLabels::ALL {
+            let _: &Counter = &recycles.get_or_create(&labels);
+        }
+        for labels in FaultLabels::SURVIVED {
+            let _: &Counter = &faults.get_or_create(&labels);
+        }
         Self(Arc::new(Inner {
             transactions: Counter::default(),
             events: Counter::default(),
@@ -124,8 +132,8 @@ impl Default for Metrics {
             batch_events: Histogram::new(exponential_buckets(1.0, 4.0, 11)),
             kafka_transaction_seconds: seconds(),
             latency_seconds: seconds(),
-            recycles: Family::default(),
-            faults: Family::default(),
+            recycles,
+            faults,
             turn: Mutex::new(Turn {
                 state: State::Starting,
                 since: now,

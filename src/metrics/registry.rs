@@ -16,6 +16,18 @@ pub struct FaultLabels {
 }
 
 impl FaultLabels {
+    /// Those that a relay gets over. The others end it, so nobody would come to read them.
+    pub(super) const SURVIVED: [Self; 4] = [
+        Self::new("postgres_unavailable", "back_off"),
+        Self::new("kafka_unavailable", "back_off"),
+        Self::new("recycle", "reopen"),
+        Self::new("lease_lost", "stand_by"),
+    ];
+
+    const fn new(fault: &'static str, verdict: &'static str) -> Self {
+        Self { fault, verdict }
+    }
+
     pub(super) fn of(fault: &Fault) -> Self {
         Self {
             fault: fault.code(),
@@ -29,6 +41,26 @@ impl FaultLabels {
 pub struct RecycleLabels {
     /// What made the commit suspicious.
     pub reason: &'static str,
+}
+
+impl RecycleLabels {
+    /// As `sink/kafka/machine.rs` tells them apart.
+    pub(super) const ALL: [Self; 6] = [
+        Self { reason: "answer" },
+        Self {
+            reason: "request_timeout",
+        },
+        Self {
+            reason: "connection_lost",
+        },
+        Self {
+            reason: "client_error",
+        },
+        Self { reason: "slow" },
+        Self {
+            reason: "no_answer",
+        },
+    ];
 }
 
 impl Metrics {
@@ -74,5 +106,22 @@ impl Metrics {
             inner.recycles.clone(),
         );
         registry.register("faults", "Faults that the relay met", inner.faults.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fault::Server;
+
+    #[test]
+    fn what_a_relay_gets_over_is_there_from_the_beginning() {
+        let faults = [
+            Fault::Unavailable(Server::Postgres, String::new()),
+            Fault::Unavailable(Server::Kafka, String::new()),
+            Fault::Recycle(String::new()),
+            Fault::LeaseLost(String::new()),
+        ];
+        assert_eq!(FaultLabels::SURVIVED, faults.map(|it| FaultLabels::of(&it)));
     }
 }

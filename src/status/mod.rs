@@ -111,7 +111,7 @@ fn troubles(sample: &Sample, slot: &str) -> Vec<String> {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
     use crate::position::{Origin, Position, Snapshot, Xids};
     use crate::sampler::{Lag, Registration, SlotState, Writer};
