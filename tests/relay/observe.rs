@@ -365,9 +365,11 @@ fn every_metric_of_the_dashboard_the_alerts_and_the_manual_exists_and_every_one_
         let process = scene.relay.start().await;
         let admin = Endpoint::of(&process).await;
         scene.commit("tx", 1, 3).await;
-        until("the slot is seen", 30, async || {
-            admin.metric("outbox_relay_slot_active").await.is_some()
-                && admin.metric("outbox_relay_lag_seconds").await.is_some()
+        let seen = ["slot_active", "lag_seconds", "acknowledged_age_seconds"];
+        until("all is seen", 30, async || {
+            let text = admin.get("/metrics").await.body;
+            seen.iter()
+                .all(|name| text.contains(&format!("\noutbox_relay_{name}")))
         })
         .await;
         let text = admin.get("/metrics").await.body;
