@@ -121,11 +121,12 @@ impl<C: Capture, S: Sink, L: Lease, P: Store> Relay<C, S, L, P> {
             let Err(fault) = self.turn().await else {
                 break Ok(self.published);
             };
-            self.metrics.met(&fault);
             self.close().await;
             let Err(fault) = self.park.failed(fault).await else {
+                self.metrics.set_aside();
                 continue;
             };
+            self.metrics.met(&fault);
             if let Verdict::Stop(_) = fault.verdict() {
                 break Err(fault);
             }

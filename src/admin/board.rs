@@ -130,6 +130,7 @@ impl Board {
                 sample.lag = sample.lag.map(|lag| at_least_as_old(lag, turn, now_ms));
                 point.lag_events = sample.lag.map(|lag| lag.events);
                 point.lag_seconds = sample.lag.and_then(|lag| lag.seconds);
+                point.parked_transactions = sample.parked.map(|parked| parked.transactions);
                 seen.postgres = Some(Ok(()));
                 seen.sample = Some((Instant::now(), sample));
             }

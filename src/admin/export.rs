@@ -14,7 +14,7 @@ use super::board::{Board, Seen};
 use super::health::Reach;
 use crate::metrics::{State, Turn};
 use crate::position::Position;
-use crate::sampler::{Sample, SlotState};
+use crate::sampler::{Parked, Sample, SlotState};
 
 /// All names begin with it.
 const PREFIX: &str = "outbox_relay";
@@ -82,6 +82,9 @@ impl Collector for Now {
             gauges.sample(sample, board.metrics.now_ms())?;
             if let Some(slot) = &sample.slot {
                 gauges.slot(slot)?;
+            }
+            if let Some(parked) = &sample.parked {
+                gauges.parked(parked)?;
             }
             let stored = sample.registration.as_ref().map(|it| &it.position);
             let active = turn
@@ -216,6 +219,18 @@ impl Gauges<'_> {
         let inactive = slot.inactive_seconds;
         let help = "Capture wal: since when nobody streams from the slot";
         self.put("slot_inactive", help, SECONDS, inactive)
+    }
+
+    fn parked(&mut self, parked: &Parked) -> Result<(), Error> {
+        let failed = Some(parked.transactions as f64);
+        let help = "Transactions that were set aside because they can't be published";
+        self.put("parked_transactions", help, None, failed)?;
+        let held = Some(parked.held_transactions as f64);
+        let help = "Transactions that wait behind parked ones";
+        self.put("held_transactions", help, None, held)?;
+        let age = Some(parked.seconds);
+        let help = "Since when the oldest parked transaction waits, 0 if there is none";
+        self.put("oldest_parked_age", help, SECONDS, age)
     }
 
     fn position(&mut self, position: &Position) -> Result<(), Error> {

@@ -20,6 +20,8 @@ pub struct Point {
     pub latency_p50_ms: Option<u64>,
     /// Latency of 99 of a hundred.
     pub latency_p99_ms: Option<u64>,
+    /// Transactions that were set aside.
+    pub parked_transactions: Option<u64>,
 }
 
 /// The points, oldest first.
@@ -35,6 +37,7 @@ struct Columns {
     events_per_second: Vec<Option<f64>>,
     latency_p50_ms: Vec<Option<u64>>,
     latency_p99_ms: Vec<Option<u64>>,
+    parked_transactions: Vec<Option<u64>>,
 }
 
 impl History {
@@ -59,6 +62,7 @@ impl Serialize for History {
                 .collect(),
             latency_p50_ms: points().map(|it| it.latency_p50_ms).collect(),
             latency_p99_ms: points().map(|it| it.latency_p99_ms).collect(),
+            parked_transactions: points().map(|it| it.parked_transactions).collect(),
         }
         .serialize(to)
     }

@@ -7,7 +7,7 @@ use super::board::{About, Seen};
 use super::health::{Health, Reach};
 use super::history::History;
 use crate::metrics::{Quantiles, State, Turn};
-use crate::sampler::{Lag, SlotState, Writer};
+use crate::sampler::{Lag, Parked, SlotState, Writer};
 
 /// A relay, as it is now. Ages are in seconds; what is not known is null.
 #[derive(Serialize)]
@@ -41,6 +41,7 @@ pub struct Status {
     kafka: Reached,
     oldest_writer: Option<Writer>,
     slot: Option<SlotState>,
+    parked: Option<Parked>,
     sample_age_seconds: Option<f64>,
     history: History,
 }
@@ -130,6 +131,7 @@ pub fn status(
         kafka: (&seen.kafka).into(),
         oldest_writer: sample.and_then(|it| it.oldest_writer.clone()),
         slot: sample.and_then(|it| it.slot.clone()),
+        parked: sample.and_then(|it| it.parked),
         sample_age_seconds: seen.sample.as_ref().map(|(at, _)| age(*at)),
         history: seen.history,
     }

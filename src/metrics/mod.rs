@@ -208,6 +208,12 @@ impl Metrics {
         turn.fault = Some((turn.at, fault.to_string()));
     }
 
+    /// The relay met a transaction that can't be published, and parks it.
+    pub fn set_aside(&self) {
+        self.0.faults.get_or_create(&FaultLabels::PARKED).inc();
+        self.turned();
+    }
+
     /// The Kafka producer was made anew after a commit.
     pub fn recycled(&self, reason: &'static str) {
         let labels = RecycleLabels { reason };

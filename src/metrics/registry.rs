@@ -17,12 +17,16 @@ pub struct FaultLabels {
 
 impl FaultLabels {
     /// Those that a relay gets over. The others end it, so nobody would come to read them.
-    pub(super) const SURVIVED: [Self; 4] = [
+    pub(super) const SURVIVED: [Self; 5] = [
+        Self::PARKED,
         Self::new("postgres_unavailable", "back_off"),
         Self::new("kafka_unavailable", "back_off"),
         Self::new("recycle", "reopen"),
         Self::new("lease_lost", "stand_by"),
     ];
+
+    /// Parking is no verdict: it keeps the relay from having to stop.
+    pub(super) const PARKED: Self = Self::new("unpublishable", "park");
 
     const fn new(fault: &'static str, verdict: &'static str) -> Self {
         Self { fault, verdict }
@@ -122,6 +126,9 @@ mod tests {
             Fault::Recycle(String::new()),
             Fault::LeaseLost(String::new()),
         ];
-        assert_eq!(FaultLabels::SURVIVED, faults.map(|it| FaultLabels::of(&it)));
+        assert_eq!(
+            FaultLabels::SURVIVED[1..],
+            faults.map(|it| FaultLabels::of(&it))
+        );
     }
 }

@@ -43,6 +43,8 @@ pub struct Sample {
     pub oldest_writer: Option<Writer>,
     /// Capture wal: its replication slot.
     pub slot: Option<SlotState>,
+    /// Transactions that were set aside.
+    pub parked: Option<Parked>,
 }
 
 /// A row of `outbox.relay`.
@@ -76,6 +78,19 @@ pub struct Writer {
     pub seconds: f64,
     /// Its process, or its name where it is prepared.
     pub who: Option<String>,
+}
+
+/// Transactions that could not be published, and those that wait behind them.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Parked {
+    /// Those that failed.
+    pub transactions: u64,
+    /// Those that share a key with one before them that waits.
+    pub held_transactions: u64,
+    /// Events of both.
+    pub events: u64,
+    /// Since when the oldest waits; 0 if there is none.
+    pub seconds: f64,
 }
 
 /// State of the replication slot.
@@ -153,6 +168,7 @@ impl Sampler {
             }
         }
         sample.oldest_writer = session.writer().await?;
+        sample.parked = session.parked(&self.settings.name).await?;
         Ok(sample)
     }
 }
@@ -188,6 +204,7 @@ impl Session {
             wal_lag_bytes: None,
             oldest_writer: None,
             slot: None,
+            parked: None,
         };
         Ok((sample, wal_end))
     }
@@ -236,6 +253,20 @@ impl Session {
         Ok(sees_all.then_some(Writer {
             seconds: open_ms.map_or(0.0, seconds),
             who: row.try_get(2)?,
+        }))
+    }
+
+    async fn parked(&self, name: &str) -> Result<Option<Parked>, Fault> {
+        let parked = include_str!("../../sql/observe/parked.sql");
+        let values: [Value; 1] = [(&name, Type::TEXT)];
+        let Some(row) = first(self.client.query_typed(parked, &values).await)? else {
+            return Ok(None);
+        };
+        Ok(Some(Parked {
+            transactions: unsigned(row.try_get(0)?),
+            held_transactions: unsigned(row.try_get(1)?),
+            events: unsigned(row.try_get(2)?),
+            seconds: row.try_get::<_, Option<i64>>(3)?.map_or(0.0, seconds),
         }))
     }
 

@@ -114,7 +114,7 @@ fn troubles(sample: &Sample, slot: &str) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::position::{Origin, Position, Snapshot, Xids};
-    use crate::sampler::{Lag, Registration, SlotState, Writer};
+    use crate::sampler::{Lag, Parked, Registration, SlotState, Writer};
 
     pub fn sample(capture: &str) -> Sample {
         let origin = Origin {
@@ -154,6 +154,12 @@ mod tests {
                 safe_wal_bytes: None,
                 retained_wal_bytes: 3 << 20,
                 inactive_seconds: None,
+            }),
+            parked: Some(Parked {
+                transactions: 1,
+                held_transactions: 2,
+                events: 9,
+                seconds: 90.0,
             }),
         }
     }

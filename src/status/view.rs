@@ -8,7 +8,7 @@ use comfy_table::{Table, presets};
 use super::Found;
 use super::spark::spark;
 use crate::outcome::grouped;
-use crate::sampler::{Lag, SlotState, Writer};
+use crate::sampler::{Lag, Parked, SlotState, Writer};
 
 /// Looks that a sparkline shows.
 const WIDTH: usize = 40;
@@ -79,6 +79,10 @@ impl View {
         if let Some(it) = &sample.slot {
             let [status, kept] = slot(it);
             rows.push(["slot".to_owned(), status, kept]);
+        }
+        if let Some(it) = sample.parked.filter(|it| it.transactions > 0) {
+            let [transactions, held] = parked(it);
+            rows.push(["parked".to_owned(), transactions, held]);
         }
         let mut table = Table::new();
         table.load_preset(presets::UTF8_FULL_CONDENSED);
@@ -163,6 +167,18 @@ fn slot(slot: &SlotState) -> [String; 2] {
     ]
 }
 
+fn parked(parked: Parked) -> [String; 2] {
+    let transactions = grouped(parked.transactions);
+    let held = grouped(parked.held_transactions);
+    [
+        format!(
+            "{transactions} transactions, oldest {}",
+            age(parked.seconds)
+        ),
+        format!("{held} wait behind them"),
+    ]
+}
+
 fn age(seconds: f64) -> String {
     match seconds {
         s if s < 60.0 => format!("{s:.1} s"),
@@ -205,6 +221,8 @@ mod tests {
             "pid 7 (psql)",
             "reserved, streamed",
             "keeps 3.0 MiB",
+            "1 transactions, oldest 2 min",
+            "2 wait behind them",
             "✗ no relay of this name is active",
         ] {
             assert!(text.contains(says), "{says} in\n{text}");

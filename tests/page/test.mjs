@@ -81,6 +81,17 @@ try {
       assert.ok((await page.textContent("#facts")).includes("other:7:1"));
       relay.change(() => {});
     });
+    await test("parked transactions are plotted where there are any", {}, async page => {
+      assert.equal(await page.isVisible("#plot-parked"), false);
+      relay.change(status => {
+        status.parked = { transactions: 1, held_transactions: 4, events: 9, seconds: 95 };
+        status.history.parked_transactions = Array(300).fill(0).fill(1, 205);
+      });
+      await page.waitForSelector("#plot-parked");
+      assert.ok((await lines(page))[4] > 100);
+      assert.ok((await page.textContent("#plots")).includes("4 more wait behind"));
+      relay.change(() => {});
+    });
     await test("a relay that does not answer is seen", {}, async (page, complaints) => {
       relay.silent(true);
       await page.waitForSelector("#silent:not([hidden])");
