@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 
 use outbox_relay::capture::CaptureKind;
+use outbox_relay::position::{Origin, Position, Snapshot, Window, Xids};
+use outbox_relay::sampler::Sampler;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Duration, timeout};
@@ -460,4 +462,87 @@ async fn the_status_command_tells_from_the_database_alone(capture: CaptureKind) 
     assert_eq!(found["troubles"][0], "no relay of this name is active");
     assert_eq!(found["slot"].is_null(), capture == CaptureKind::Table);
     scene.drop_slots().await;
+}
+
+#[test]
+fn lag_is_what_the_position_has_not_passed() {
+    within(60, async {
+        let scene = observed(CaptureKind::Table).await;
+        // Transactions of 1, 2, 4 and 8 events.
+        for (number, events) in [1, 2, 4, 8].into_iter().enumerate() {
+            scene.commit(&format!("tx{number}"), 1, events).await;
+        }
+        let client = scene.database.connect().await;
+        let rows =
+            "select xid::text::bigint, max(seq) from outbox.events group by xid order by xid";
+        let rows = client.query(rows, &[]).await.unwrap();
+        let xids: Vec<u64> = rows
+            .iter()
+            .map(|row| row.get::<_, i64>(0).unsigned_abs())
+            .collect();
+        let last_seqs: Vec<i64> = rows.iter().map(|row| row.get(1)).collect();
+        let (database, outbox) = (scene.database.database(), scene.relay.options().outbox());
+        let mut sampler = Sampler::new(database, outbox.unwrap());
+        let mut lag = async |position: Position| {
+            let sample = sampler.sample(Some(&position)).await.unwrap();
+            sample.lag.unwrap().events
+        };
+        let origin = Origin {
+            system_id: "7".into(),
+            timeline: 1,
+            database_oid: 5,
+            table: "outbox.events".into(),
+            capture: "table".into(),
+        };
+        let snapshot = |text: String| text.parse::<Snapshot>().unwrap();
+        let at = |seen: Snapshot| Position::at(origin.clone(), seen);
+        let end = xids[3] + 1;
+        assert_eq!(lag(at(Snapshot::empty())).await, 15);
+        assert_eq!(lag(at(snapshot(format!("{end}:{end}:")))).await, 0);
+        // A transaction that was open when the position was taken.
+        let open = snapshot(format!("{}:{end}:{}", xids[2], xids[2]));
+        assert_eq!(lag(at(open)).await, 4);
+        // In the middle of a window that all of them are in, but the last.
+        let until = snapshot(format!("{}:{}:", xids[3], xids[3]));
+        let window = Some(Window {
+            until,
+            last_seq: last_seqs[1],
+        });
+        let resumed = Position {
+            window,
+            ..at(Snapshot::empty())
+        };
+        assert_eq!(lag(resumed).await, 12);
+        // What the stream brought beyond the snapshot.
+        let beyond = Some([xids[0], xids[3]].into_iter().collect::<Xids>());
+        let streamed = Position::at_lsn(origin.clone(), 1.into(), Snapshot::empty(), beyond);
+        assert_eq!(lag(streamed).await, 6);
+    });
+}
+
+#[test]
+fn parked_transactions_are_seen() {
+    within(90, async {
+        let mut scene = observed(CaptureKind::Table).await;
+        let small = ["--kafka-property", "message.max.bytes=2000"];
+        scene.relay = scene.relay.with(&small);
+        let process = scene.relay.start().await;
+        let admin = Endpoint::of(&process).await;
+        let (client, topic) = (scene.database.connect().await, unique("topic"));
+        let publish = "select outbox.publish($1, 'k', repeat('x', $2))";
+        for bytes in [5_000, 10] {
+            client.execute(publish, &[&topic, &bytes]).await.unwrap();
+        }
+        until("one is parked, and one waits behind it", 60, async || {
+            let parked = &admin.status().await["parked"];
+            parked["transactions"] == 1 && parked["held_transactions"] == 1
+        })
+        .await;
+        let text = admin.get("/metrics").await.body;
+        let tried = |line: &str| line.contains("fault=\"unpublishable\",verdict=\"park\"");
+        let tried = text.lines().find(|line| tried(line)).unwrap();
+        assert!(!tried.ends_with(" 0"), "{tried}");
+        assert_eq!(admin.status().await["lag"]["events"], 0, "it is passed");
+        process.terminate().await;
+    });
 }
