@@ -113,7 +113,7 @@ enum Command {
         "Examples:\n  outbox-relay status --config relay.toml --watch\n",
         "  outbox-relay status --name shop --database-url postgres://me@127.0.0.1/shop --json | jq .lag.events\n\n",
         "It ends with 0 if a relay is active and its slot is well, with 1 if not or if the database does not answer, and with 3\n",
-        "if no relay of the name ever published from the database. Lag is counted up to 100 000 events, then it says \"at least\".\n",
+        "if no relay of the name ever published from the database. Lag is counted up to 50 000 events, then it says \"at least\".\n",
         "It needs `select` on the outbox table and outbox.relay, and role pg_read_all_stats to see the oldest open writer.",
     ))]
     Status(StatusArgs),

@@ -19,8 +19,8 @@ use crate::database::Database;
 use crate::fault::{Fault, Server};
 use crate::position::{Lsn, Position};
 
-/// Rows that are counted at most.
-const LAG_EVENTS_MAX: i64 = 100_000;
+/// Rows that are looked at for lag, at most: some 50 ms.
+const LAG_ROWS_MAX: i64 = 50_000;
 /// For all of a sample, connecting included.
 const PATIENCE: Duration = Duration::from_secs(6);
 
@@ -226,17 +226,17 @@ impl Session {
             (&beyond(position), Type::TEXT),
             (&window.map(|it| it.until.to_string()), Type::TEXT),
             (&window.map_or(i64::MIN, |it| it.last_seq), Type::INT8),
-            (&LAG_EVENTS_MAX, Type::INT8),
+            (&LAG_ROWS_MAX, Type::INT8),
         ];
         let found = self.client.query_typed(lag, &values).await;
         let Some(row) = first(found)? else {
             return Ok(None);
         };
         let events: i64 = row.try_get(0)?;
-        let oldest_ms: Option<i64> = row.try_get(1)?;
+        let (oldest_ms, looked_at): (Option<i64>, i64) = (row.try_get(1)?, row.try_get(2)?);
         Ok(Some(Lag {
             events: unsigned(events),
-            at_least: events >= LAG_EVENTS_MAX,
+            at_least: looked_at >= LAG_ROWS_MAX,
             seconds: match events {
                 0 => Some(0.0),
                 _ => oldest_ms.map(seconds),
