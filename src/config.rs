@@ -1,6 +1,7 @@
 //! Settings: one list, read from flags, then the environment, then a TOML file, then defaults.
 
 use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -21,6 +22,17 @@ pub enum SinkKind {
     Kafka,
     /// This process's memory: to try the database side without a broker. Gone at the end.
     Memory,
+}
+
+impl SinkKind {
+    /// As settings name it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Kafka => "kafka",
+            Self::Memory => "memory",
+        }
+    }
 }
 
 /// Where a relay begins that never ran.
@@ -129,6 +141,10 @@ options! {
     lease_ms: u64, "OUTBOX_RELAY_LEASE_MS", "Milliseconds after which a silent relay loses the lease [default: 1500]";
     /// Time to finish after a signal.
     drain_ms: u64, "OUTBOX_RELAY_DRAIN_MS", "Milliseconds to finish the batch under way after SIGTERM or Ctrl-C [default: 10000]";
+    /// Where the admin endpoint listens.
+    admin_listen: String, "OUTBOX_RELAY_ADMIN_LISTEN", "Where probes, metrics and the status page are served: a port of the loopback address, or address:port, e.g. 9464 or 0.0.0.0:9464; port 0 is a free one [default: nowhere]";
+    /// Time after which a loop without a step is stalled.
+    stalled_ms: u64, "OUTBOX_RELAY_STALLED_MS", "Milliseconds without a step of the loop, while both servers answer, after which /livez fails [default: 300000, or transaction-timeout-ms if that is more]";
 }
 
 /// All settings of a relay, checked.
@@ -156,6 +172,10 @@ pub struct Settings {
     pub lease_time: Duration,
     /// Time to finish after a signal.
     pub drain_time: Duration,
+    /// Where the admin endpoint listens, if anywhere.
+    pub admin_listen: Option<SocketAddr>,
+    /// Time after which a loop without a step is stalled.
+    pub stalled_time: Duration,
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {
@@ -288,7 +308,37 @@ impl Options {
                 300,
             )?),
             drain_time: Duration::from_millis(self.drain_ms.unwrap_or(10_000)),
+            admin_listen: self.admin_listen()?,
+            stalled_time: Duration::from_millis(self.stalled_ms(transaction_timeout_ms)?),
         })
+    }
+
+    /// A port alone is one of the loopback address: whoever wants others to see it says so.
+    fn admin_listen(&self) -> Result<Option<SocketAddr>, Fault> {
+        let Some(text) = self.admin_listen.as_deref().map(str::trim) else {
+            return Ok(None);
+        };
+        let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let listen = text.parse().map(loopback).or_else(|_| text.parse());
+        listen.map(Some).map_err(|_: std::net::AddrParseError| {
+            wrong(format!(
+                "admin-listen {text:?} is not usable; it would look like 9464 (loopback only) or 0.0.0.0:9464"
+            ))
+        })
+    }
+
+    /// The longest step of a loop that is well is a Kafka transaction.
+    fn stalled_ms(&self, transaction_timeout_ms: u64) -> Result<u64, Fault> {
+        match self.stalled_ms {
+            None => Ok(transaction_timeout_ms.max(300_000)),
+            Some(_) if self.admin_listen.is_none() => Err(wrong(
+                "stalled-ms has no meaning without admin-listen; leave it out",
+            )),
+            Some(ms) if ms < transaction_timeout_ms => Err(wrong(format!(
+                "stalled-ms is {ms}; it must not be less than transaction-timeout-ms ({transaction_timeout_ms})"
+            ))),
+            Some(ms) => Ok(ms),
+        }
     }
 
     fn name(&self) -> Result<String, Fault> {
@@ -563,6 +613,8 @@ mod tests {
             retention_minutes: Some(21),
             lease_ms: Some(1_900),
             drain_ms: Some(20),
+            admin_listen: Some("0.0.0.0:21".into()),
+            stalled_ms: Some(22_000),
             kafka_property: Vec::new(),
             kafka_properties: Some([("compression.type".to_owned(), "lz4".to_owned())].into()),
             columns: Some(Columns {
@@ -582,6 +634,8 @@ mod tests {
             retention_minutes,
             lease_time,
             drain_time,
+            admin_listen,
+            stalled_time,
         } = given.settle().unwrap();
         let ms = Duration::from_millis;
         assert_eq!(
@@ -591,6 +645,8 @@ mod tests {
         assert_eq!(database.to_string(), "127.0.0.1:1/other");
         assert_eq!((lease_time, drain_time), (ms(1_900), ms(20)));
         assert_eq!(retention_minutes, Some(21));
+        assert_eq!(admin_listen, "0.0.0.0:21".parse().ok());
+        assert_eq!(stalled_time, ms(22_000));
         assert_eq!(
             (outbox.name.as_str(), outbox.table.as_str()),
             ("shop", "a.b")
@@ -624,6 +680,19 @@ mod tests {
         assert_eq!(park.on_fault, OnFault::Halt);
         assert_eq!((park.events_max, park.bytes_max), (21, 22));
         assert_eq!((park.batch_events_max, park.batch_bytes_max), (11, 12));
+    }
+
+    #[test]
+    fn an_admin_port_alone_is_one_of_the_loopback_address() {
+        let listen = |text: &str| {
+            let mut options = least();
+            options.admin_listen = Some(text.into());
+            options.settle().unwrap().admin_listen.unwrap().to_string()
+        };
+        assert_eq!(listen("9464"), "127.0.0.1:9464");
+        assert_eq!(listen("0.0.0.0:9464"), "0.0.0.0:9464");
+        assert_eq!(listen("[::1]:0"), "[::1]:0");
+        assert_eq!(least().settle().unwrap().admin_listen, None);
     }
 
     #[test]
@@ -665,7 +734,7 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named_with_what_would_be_right() {
         type Change = fn(&mut Options);
-        let cases: [(Change, &str); 20] = [
+        let cases: [(Change, &str); 23] = [
             (|o| o.name = None, "name is missing"),
             (
                 |o| o.name = Some("a b".into()),
@@ -718,6 +787,18 @@ mod tests {
                 "retention-minutes has no meaning with sink memory",
             ),
             (|o| o.topic_partitions = Some(0), "topic-partitions is 0"),
+            (
+                |o| o.admin_listen = Some("localhost".into()),
+                "admin-listen \"localhost\" is not usable",
+            ),
+            (
+                |o| o.stalled_ms = Some(400_000),
+                "stalled-ms has no meaning without admin-listen",
+            ),
+            (
+                |o| (o.admin_listen, o.stalled_ms) = (Some("1".into()), Some(59_999)),
+                "stalled-ms is 59999",
+            ),
             (
                 |o| {
                     o.kafka_properties =

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use uuid::Uuid;
@@ -75,6 +75,18 @@ pub struct Batch {
     pub catches_up: bool,
     ready: VecDeque<Slice>,
     rest: Option<Box<dyn SliceSource>>,
+    knows_commits: bool,
+    passed: Arc<Mutex<Passed>>,
+}
+
+/// What went through a batch, for metrics: complete when the batch is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Passed {
+    /// Of payloads and keys.
+    pub bytes: u64,
+    /// When each transaction was committed, milliseconds since 1970 UTC by the database's clock; where the capture can't
+    /// know that, when its last event occurred.
+    pub committed_at_ms: Vec<i64>,
 }
 
 impl Batch {
@@ -88,6 +100,8 @@ impl Batch {
             catches_up,
             ready: slices.into(),
             rest: None,
+            knows_commits: false,
+            passed: Arc::default(),
         }
     }
 
@@ -106,6 +120,8 @@ impl Batch {
             catches_up,
             ready: VecDeque::new(),
             rest: Some(rest),
+            knows_commits: false,
+            passed: Arc::default(),
         }
     }
 
@@ -132,11 +148,25 @@ impl Batch {
     /// As those of [`next`](Self::next).
     pub async fn first_tx_id(&mut self) -> Result<Option<Arc<str>>, Fault> {
         if self.ready.is_empty()
-            && let Some(first) = self.next().await?
+            && let Some(first) = self.take().await?
         {
             self.ready.push_front(first);
         }
         Ok(self.ready.front().map(|slice| Arc::clone(&slice.tx_id)))
+    }
+
+    /// The capture knows when its transactions were committed, milliseconds since 1970 UTC.
+    #[must_use]
+    pub fn committed_at_ms(mut self, times: Vec<i64>) -> Self {
+        self.knows_commits = true;
+        locked(&self.passed).committed_at_ms = times;
+        self
+    }
+
+    /// Counts what goes through, also while somebody else takes the slices.
+    #[must_use]
+    pub fn meter(&self) -> Meter {
+        Meter(Arc::clone(&self.passed))
     }
 
     /// The next slice, or `None` when the batch is complete.
@@ -144,10 +174,104 @@ impl Batch {
     /// # Errors
     /// Only a streaming batch can fail: its database went away, or rows of it were deleted meanwhile.
     pub async fn next(&mut self) -> Result<Option<Slice>, Fault> {
+        let slice = self.take().await?;
+        if let Some(slice) = &slice {
+            locked(&self.passed).add(slice, self.knows_commits);
+        }
+        Ok(slice)
+    }
+
+    async fn take(&mut self) -> Result<Option<Slice>, Fault> {
         match (self.ready.pop_front(), &mut self.rest) {
             (Some(slice), _) => Ok(Some(slice)),
             (None, Some(rest)) => rest.next().await,
             (None, None) => Ok(None),
         }
+    }
+}
+
+impl Passed {
+    fn add(&mut self, slice: &Slice, knows_commits: bool) {
+        let size = |bytes: &Option<Bytes>| bytes.as_ref().map_or(0, |bytes| bytes.len() as u64);
+        let sizes = slice
+            .events
+            .iter()
+            .map(|it| size(&it.payload) + size(&it.key));
+        self.bytes += sizes.sum::<u64>();
+        let is_last = slice.first_index + slice.events.len() as u64 == slice.tx_count;
+        if let Some(last) = slice.events.last().filter(|_| is_last && !knows_commits) {
+            self.committed_at_ms.push(last.occurred_at_ms);
+        }
+    }
+}
+
+/// See [`Batch::meter`].
+pub struct Meter(Arc<Mutex<Passed>>);
+
+impl Meter {
+    /// What went through so far.
+    #[must_use]
+    pub fn read(self) -> Passed {
+        std::mem::take(&mut *locked(&self.0))
+    }
+}
+
+fn locked(passed: &Mutex<Passed>) -> std::sync::MutexGuard<'_, Passed> {
+    passed.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::position::{Origin, Snapshot};
+
+    fn slice(first_index: u64, times: &[i64], tx_count: u64) -> Slice {
+        let event = |occurred_at_ms: &i64| Event {
+            seq: 1,
+            id: Uuid::nil(),
+            topic: "t".into(),
+            key: Some(Bytes::from_static(b"k")),
+            event_type: None,
+            payload: Some(Bytes::from_static(b"1234")),
+            headers: Vec::new(),
+            occurred_at_ms: *occurred_at_ms,
+        };
+        Slice {
+            tx_id: "1-1-1".into(),
+            tx_count,
+            first_index,
+            events: times.iter().map(event).collect(),
+        }
+    }
+
+    fn batch() -> Batch {
+        let origin = Origin {
+            system_id: "7".into(),
+            timeline: 1,
+            database_oid: 5,
+            table: "outbox.events".into(),
+            capture: "table".into(),
+        };
+        let slices = vec![slice(0, &[1, 2], 3), slice(2, &[3], 3), slice(0, &[9], 1)];
+        Batch::of(slices, Position::at(origin, Snapshot::empty()), true)
+    }
+
+    async fn passed(mut batch: Batch) -> Passed {
+        let meter = batch.meter();
+        // Looking at the first takes nothing.
+        assert!(batch.first_tx_id().await.unwrap().is_some());
+        while batch.next().await.unwrap().is_some() {}
+        meter.read()
+    }
+
+    #[tokio::test]
+    async fn what_passes_is_metered_once_for_each_transaction() {
+        let last_events = Passed {
+            bytes: 20,
+            committed_at_ms: vec![3, 9],
+        };
+        assert_eq!(passed(batch()).await, last_events);
+        let known = passed(batch().committed_at_ms(vec![5, 10])).await;
+        assert_eq!(known.committed_at_ms, [5, 10]);
     }
 }

@@ -72,6 +72,19 @@ pub enum Verdict {
     Stop(u8),
 }
 
+impl Verdict {
+    /// What metrics call it.
+    #[must_use]
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::Reopen => "reopen",
+            Self::BackOff => "back_off",
+            Self::StandBy => "stand_by",
+            Self::Stop(_) => "stop",
+        }
+    }
+}
+
 /// Exit codes of the binary. They are documented in the README.
 pub mod exit {
     /// Done.
@@ -101,6 +114,23 @@ impl Fault {
             Self::DrainDeadline(_) => Verdict::Stop(exit::DRAIN_DEADLINE),
             Self::Setting(_) => Verdict::Stop(exit::SETTING),
             Self::Defect(_) => Verdict::Stop(exit::FAILED),
+        }
+    }
+
+    /// What metrics call it.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Recycle(_) => "recycle",
+            Self::Unavailable(Server::Postgres, _) => "postgres_unavailable",
+            Self::Unavailable(Server::Kafka, _) => "kafka_unavailable",
+            Self::LeaseLost(_) => "lease_lost",
+            Self::Position(_) => "position",
+            Self::Refused(_) => "refused",
+            Self::Unpublishable { .. } => "unpublishable",
+            Self::DrainDeadline(_) => "drain_deadline",
+            Self::Setting(_) => "setting",
+            Self::Defect(_) => "defect",
         }
     }
 

@@ -8,7 +8,9 @@ pub mod config;
 pub mod moves;
 pub mod supervisor;
 
+pub mod admin;
 pub mod relay;
+pub mod sampler;
 
 pub mod capture;
 pub mod lease;
@@ -25,6 +27,7 @@ pub mod roles;
 pub mod crash_point;
 pub mod event;
 pub mod fault;
+pub mod metrics;
 pub mod position;
 
 pub mod doctor;
@@ -32,6 +35,7 @@ pub mod ledger;
 pub mod outcome;
 pub mod replay;
 pub mod scan;
+pub mod status;
 pub mod verify;
 
 #[cfg(feature = "demo")]

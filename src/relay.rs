@@ -11,6 +11,7 @@ use crate::crash_point::crash_point;
 use crate::event::Batch;
 use crate::fault::{Backoff, Fault, Server, Verdict};
 use crate::lease::{Lease, STANDBY_POLL};
+use crate::metrics::{Done, Metrics, State};
 use crate::park::{NoStore, Park, Store};
 use crate::position::Position;
 use crate::sink::Sink;
@@ -56,21 +57,14 @@ pub struct Relay<C, S, L, P = NoStore> {
     settings: RelaySettings,
     stop: CancellationToken,
     published: Published,
+    metrics: Metrics,
+    /// What the log was told last: each change is one line.
     state: State,
     backoff: Backoff,
     /// The first fault since the last success.
     failing_since: Option<Instant>,
     /// The sink was opened anew since the last success.
     reopened: bool,
-}
-
-/// What the log was told last: each change of state is one line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    Starting,
-    StandBy,
-    Active,
-    Waiting(Server),
 }
 
 impl<C, S, L> Relay<C, S, L> {
@@ -91,6 +85,7 @@ impl<C, S, L> Relay<C, S, L> {
             settings,
             stop,
             published: Published::default(),
+            metrics: Metrics::default(),
             state: State::Starting,
             backoff: Backoff::new(least, most),
             failing_since: None,
@@ -108,6 +103,7 @@ impl<C, S, L> Relay<C, S, L> {
             settings: self.settings,
             stop: self.stop,
             published: self.published,
+            metrics: self.metrics,
             state: self.state,
             backoff: self.backoff,
             failing_since: self.failing_since,
@@ -117,6 +113,13 @@ impl<C, S, L> Relay<C, S, L> {
 }
 
 impl<C: Capture, S: Sink, L: Lease, P: Store> Relay<C, S, L, P> {
+    /// Tells these metrics what it does.
+    #[must_use]
+    pub fn with_metrics(mut self, metrics: Metrics) -> Self {
+        self.metrics = metrics;
+        self
+    }
+
     /// Runs until it is stopped, caught up (if that is the order), or must not go on.
     ///
     /// # Errors
@@ -128,8 +131,10 @@ impl<C: Capture, S: Sink, L: Lease, P: Store> Relay<C, S, L, P> {
             };
             self.close().await;
             let Err(fault) = self.park.failed(fault).await else {
+                self.metrics.set_aside();
                 continue;
             };
+            self.metrics.met(&fault);
             if let Verdict::Stop(_) = fault.verdict() {
                 break Err(fault);
             }
@@ -169,6 +174,7 @@ impl<C: Capture, S: Sink, L: Lease, P: Store> Relay<C, S, L, P> {
         self.enter(State::Active, || {
             info!("active: publishing from {position}")
         });
+        self.metrics.stands_at(&position);
         self.relay_from(position).await
     }
 
@@ -179,6 +185,7 @@ impl<C: Capture, S: Sink, L: Lease, P: Store> Relay<C, S, L, P> {
         }
         self.lease.release().await;
         while !self.stop.is_cancelled() {
+            self.metrics.turned();
             if self.lease.try_acquire().await? {
                 return Ok(true);
             }
@@ -219,6 +226,7 @@ impl<C: Capture, S: Sink, L: Lease, P: Store> Relay<C, S, L, P> {
         let mut report = Report::new(self.published);
         let mut read_ahead = None;
         while !self.stop.is_cancelled() {
+            self.metrics.turned();
             if acknowledged.is_some() && read_ahead.is_none() && self.release(&mut position).await?
             {
                 continue;
@@ -295,11 +303,12 @@ impl<C: Capture, S: Sink, L: Lease, P: Store> Relay<C, S, L, P> {
             )));
         }
         let (transactions, events) = (batch.transactions, batch.events);
+        let (meter, began) = (batch.meter(), Instant::now());
         let published = CancellationToken::new();
         let publish = async {
             let end = self.sink.publish(batch).await;
             published.cancel();
-            end
+            end.map(|()| began.elapsed())
         };
         let (capture, stop) = (&mut self.capture, &self.stop);
         let beside = async {
@@ -311,8 +320,15 @@ impl<C: Capture, S: Sink, L: Lease, P: Store> Relay<C, S, L, P> {
             next
         };
         let (end, next) = tokio::join!(publish, beside);
-        end?;
+        let took = end?;
         self.park.published().await?;
+        self.metrics.published(Done {
+            transactions,
+            events,
+            took,
+            passed: meter.read(),
+            after: after.clone(),
+        });
         self.backoff.reset();
         self.failing_since = None;
         self.reopened = false;
@@ -353,6 +369,7 @@ impl<C: Capture, S: Sink, L: Lease, P: Store> Relay<C, S, L, P> {
     fn enter(&mut self, state: State, say: impl FnOnce()) {
         if self.state != state {
             self.state = state;
+            self.metrics.entered(state);
             say();
         }
     }

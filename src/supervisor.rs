@@ -7,6 +7,7 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use crate::admin::{About, Admin};
 use crate::adopt::{self, Here, Names, Plan};
 use crate::capture::table::origin;
 use crate::capture::wal::{make, timeline};
@@ -15,11 +16,14 @@ use crate::config::{Settings, SinkKind};
 use crate::database::Database;
 use crate::fault::Fault;
 use crate::lease::{AdvisoryLease, Lease};
+use crate::metrics::Metrics;
 use crate::park::postgres::PostgresStore;
 use crate::park::{self, Park};
 use crate::relay::{Published, Relay, RelaySettings};
 use crate::retention::{self, RetentionSettings};
+use crate::sampler::Sampler;
 use crate::sink::Sink;
+use crate::sink::kafka::probe::Probe;
 use crate::sink::kafka::{KafkaSettings, KafkaSink, Proof, last_position};
 use crate::sink::memory::{MemorySink, MemoryStore};
 
@@ -35,22 +39,52 @@ pub async fn run(settings: &Settings, until_caught_up: bool) -> Result<Published
         settings.lease_time,
     );
     info!(name = settings.name, database = %settings.database, "outbox-relay {}", env!("CARGO_PKG_VERSION"));
+    let metrics = Metrics::default();
+    let _admin = admin(settings, &metrics)?;
+    let ends = Ends {
+        until_caught_up,
+        asked_to_stop,
+    };
     match settings.sink {
         SinkKind::Kafka => {
             let sink = KafkaSink::new(settings.kafka.clone(), lease.clone())?;
-            supervise(settings, until_caught_up, sink, lease, asked_to_stop).await
+            let sink = sink.with_metrics(metrics.clone());
+            supervise(settings, ends, sink, lease, metrics).await
         }
         SinkKind::Memory => {
-            supervise(
-                settings,
-                until_caught_up,
-                MemorySink::new(MemoryStore::default()),
-                lease,
-                asked_to_stop,
-            )
-            .await
+            let sink = MemorySink::new(MemoryStore::default());
+            supervise(settings, ends, sink, lease, metrics).await
         }
     }
+}
+
+/// The admin endpoint, if one is asked for.
+fn admin(settings: &Settings, metrics: &Metrics) -> Result<Option<Admin>, Fault> {
+    let Some(listen) = settings.admin_listen else {
+        return Ok(None);
+    };
+    let probe = match settings.sink {
+        SinkKind::Kafka => Some(Probe::new(&settings.kafka)?),
+        SinkKind::Memory => None,
+    };
+    let about = About {
+        name: settings.name.clone(),
+        instance: settings.outbox.instance.clone(),
+        capture: settings.capture.name(),
+        table: settings.outbox.table.clone(),
+        sink: settings.sink.name(),
+        stalled: settings.stalled_time,
+    };
+    let sampler = Sampler::new(settings.database.clone(), settings.outbox.clone());
+    let admin = Admin::start(listen, about, metrics.clone(), sampler, probe)?;
+    info!("admin endpoint at http://{}/", admin.address);
+    Ok(Some(admin))
+}
+
+/// What ends a relay.
+struct Ends<F> {
+    until_caught_up: bool,
+    asked_to_stop: F,
 }
 
 fn capture(settings: &Settings) -> Result<Either, Fault> {
@@ -71,26 +105,26 @@ fn retention(settings: &Settings) -> Option<RetentionSettings> {
 
 async fn supervise<S: Sink>(
     settings: &Settings,
-    until_caught_up: bool,
+    ends: Ends<impl Future<Output = &'static str>>,
     sink: S,
     lease: AdvisoryLease,
-    asked_to_stop: impl Future<Output = &'static str>,
+    metrics: Metrics,
 ) -> Result<Published, Fault> {
     let capture = capture(settings)?;
     let stop = CancellationToken::new();
     let how = RelaySettings {
         start: settings.start,
-        until_caught_up,
+        until_caught_up: ends.until_caught_up,
     };
     let store = PostgresStore::new(&settings.name, &settings.database)?;
     let park = Park::new(store, settings.park);
     let _retention = retention(settings).map(|it| retention::start(it, lease.clone()));
     let relay = Relay::new(capture, sink, lease, how, stop.clone());
-    let relay = relay.parking(park).run();
+    let relay = relay.parking(park).with_metrics(metrics).run();
     tokio::pin!(relay);
     tokio::select! {
         end = &mut relay => return end,
-        named = asked_to_stop => info!("{named}: finishing the batch under way"),
+        named = ends.asked_to_stop => info!("{named}: finishing the batch under way"),
     }
     stop.cancel();
     match timeout(settings.drain_time, relay).await {

@@ -58,12 +58,13 @@ pub(crate) struct Shape {
     seq: String,
     id: String,
     payload: String,
+    /// When an event occurred; null where the table does not say.
+    occurred_at: String,
     /// What says where an event goes: `seq`, `id`, topic, aggregate type and key.
     place: String,
     /// The same and the rest.
     columns: String,
     key: String,
-    occurred_at: String,
 }
 
 impl Shape {
@@ -80,10 +81,13 @@ impl Shape {
             seq: quoted(&columns.seq),
             id: quoted(&columns.id),
             payload: payload(&columns.payload, found),
+            occurred_at: match found.contains_key(&columns.occurred_at) {
+                true => format!("{}::timestamptz", quoted(&columns.occurred_at)),
+                false => "null::timestamptz".to_owned(),
+            },
             place: list[..PLACE].join(", "),
             columns: list.join(", "),
             key: list[4].clone(),
-            occurred_at: list[8].clone(),
         })
     }
 
@@ -94,10 +98,10 @@ impl Shape {
             .replace("{seq}", &self.seq)
             .replace("{id}", &self.id)
             .replace("{payload}", &self.payload)
+            .replace("{occurred_at}", &self.occurred_at)
             .replace("{place}", &self.place)
             .replace("{columns}", &self.columns)
             .replace("{key}", &self.key)
-            .replace("{occurred_at}", &self.occurred_at)
     }
 }
 

@@ -48,6 +48,11 @@ impl Xids {
         self.runs.iter().flat_map(|(first, last)| *first..=*last)
     }
 
+    /// The same as runs, ascending.
+    pub fn ranges(&self) -> impl Iterator<Item = RangeInclusive<Xid>> {
+        self.runs.iter().map(|(first, last)| *first..=*last)
+    }
+
     /// How many runs there are: what the text's length grows with.
     #[must_use]
     pub fn runs(&self) -> usize {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// What each module may import of ours. A new module is added here, with a thought for the direction.
-const OURS: [(&str, &[&str]); 27] = [
+const OURS: [(&str, &[&str]); 31] = [
     (
         "cli",
         &[
@@ -20,6 +20,7 @@ const OURS: [(&str, &[&str]); 27] = [
             "replay",
             "ring",
             "roles",
+            "status",
             "supervisor",
             "verify",
         ],
@@ -28,15 +29,18 @@ const OURS: [(&str, &[&str]); 27] = [
     (
         "supervisor",
         &[
+            "admin",
             "adopt",
             "capture",
             "config",
             "database",
             "fault",
             "lease",
+            "metrics",
             "park",
             "relay",
             "retention",
+            "sampler",
             "sink",
         ],
     ),
@@ -69,6 +73,7 @@ const OURS: [(&str, &[&str]); 27] = [
             "event",
             "fault",
             "lease",
+            "metrics",
             "park",
             "position",
             "sink",
@@ -81,7 +86,21 @@ const OURS: [(&str, &[&str]); 27] = [
     ("adopt", &["capture", "event", "fault", "position", "sink"]),
     // Capture and sink do not know each other, and neither knows the lease.
     ("capture", &["database", "event", "fault", "position"]),
-    ("sink", &["crash_point", "event", "fault", "position"]),
+    (
+        "sink",
+        &["crash_point", "event", "fault", "metrics", "position"],
+    ),
+    ("metrics", &["event", "fault", "position"]),
+    // What looks on: the relay knows of neither.
+    (
+        "admin",
+        &["fault", "metrics", "position", "sampler", "sink"],
+    ),
+    ("sampler", &["capture", "database", "fault", "position"]),
+    (
+        "status",
+        &["capture", "database", "fault", "outcome", "sampler"],
+    ),
     ("lease", &["database", "fault"]),
     ("init", &["database", "fault"]),
     ("ring", &["database", "fault"]),
@@ -121,7 +140,7 @@ const OURS: [(&str, &[&str]); 27] = [
 ];
 
 /// Crates that only some may name: files, or folders.
-const OTHERS: [(&str, &[&str]); 5] = [
+const OTHERS: [(&str, &[&str]); 8] = [
     ("pgwire_replication", &["capture/wal/wire.rs"]),
     ("postgres_protocol", &["capture/wal/wire.rs"]),
     (
@@ -152,10 +171,14 @@ const OTHERS: [(&str, &[&str]); 5] = [
             "position/",
             "replay/",
             "retention/store.rs",
+            "sampler/",
             "supervisor.rs",
             "verify/",
         ],
     ),
+    ("axum", &["admin/"]),
+    ("hyper", &["admin/http.rs"]),
+    ("prometheus_client", &["admin/export.rs", "metrics/"]),
     (
         "deadpool_postgres",
         &["capture/", "database.rs", "fault.rs", "park/postgres.rs"],
@@ -163,7 +186,9 @@ const OTHERS: [(&str, &[&str]); 5] = [
 ];
 
 /// Files without IO and without a clock.
-const PURE: [&str; 26] = [
+const PURE: [&str; 31] = [
+    "admin/health.rs",
+    "admin/history.rs",
     "capture/columns.rs",
     "capture/route.rs",
     "capture/wal/layout.rs",
@@ -188,8 +213,11 @@ const PURE: [&str; 26] = [
     "position/mod.rs",
     "position/xids.rs",
     "retention/decide.rs",
+    "sampler/rate.rs",
     "sink/kafka/machine.rs",
     "sink/kafka/record.rs",
+    "status/spark.rs",
+    "metrics/window.rs",
 ];
 const IMPURE: [&str; 6] = [
     "tokio::",

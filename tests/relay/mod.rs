@@ -29,6 +29,7 @@ mod faults;
 #[cfg(debug_assertions)]
 mod moves;
 mod network;
+mod observe;
 mod parking;
 mod prepared;
 mod privileges;

@@ -81,6 +81,8 @@ pub(super) struct Committed {
     pub xid: Xid,
     /// The end of its commit record.
     pub end: Lsn,
+    /// Microseconds since 2000 UTC.
+    pub committed_at_micros: i64,
     pub events: u64,
     pub bytes: u64,
     pub body: Body,
@@ -224,6 +226,7 @@ impl Open {
         Ok(Assembled::Transaction(Committed {
             xid: self.xid,
             end,
+            committed_at_micros: self.committed_at_micros,
             events: self.count,
             bytes: self.bytes,
             body,

@@ -35,6 +35,7 @@ pub use self::postgres::PostgresShell;
 use self::published::Published;
 use self::pump::{Item, Pump};
 use self::shell::{Here, Present, Shell};
+use super::route::milliseconds;
 use super::{Capture, CaptureSettings, Start, registry};
 use crate::database::Database;
 use crate::event::{Batch, Slice};
@@ -313,6 +314,11 @@ fn behind(at: Lsn, reached: Lsn) -> bool {
     u64::from(reached) >= u64::from(at).saturating_add(ADVANCE_BYTES)
 }
 
+/// Milliseconds since 1970 UTC.
+fn committed_at_ms(committed: &Committed) -> i64 {
+    milliseconds(committed.committed_at_micros)
+}
+
 fn streamed(position: &Position) -> Result<&Streamed, Fault> {
     let streamed = position.streamed.as_ref();
     streamed
@@ -415,6 +421,7 @@ impl Session {
     fn whole(&mut self, whole: Vec<Committed>) -> Batch {
         let end = whole.last().map_or(self.reached, |last| last.end);
         self.move_to(end, whole.iter().map(|committed| committed.xid));
+        let times = whole.iter().map(committed_at_ms).collect();
         let origin = &self.here.origin;
         let slices = whole
             .into_iter()
@@ -428,23 +435,20 @@ impl Session {
                 Body::Large(_) => None,
             });
         let slices = slices.collect();
-        Batch::of(slices, self.stands_at.clone(), self.caught_up())
+        Batch::of(slices, self.stands_at.clone(), self.caught_up()).committed_at_ms(times)
     }
 
     fn large(&mut self, one: Committed, settings: &CaptureSettings) -> Result<Batch, Fault> {
         self.move_to(one.end, [one.xid]);
         let tx_id = self.here.origin.tx_id(one.xid);
+        let times = vec![committed_at_ms(&one)];
         let Body::Large(spilled) = one.body else {
             return Err(Fault::Defect("a transaction that is not large".into()));
         };
         let slices = spilled.slices(tx_id, one.events, settings.batch);
         let after = self.stands_at.clone();
-        Ok(Batch::streaming(
-            Box::new(slices),
-            one.events,
-            after,
-            self.caught_up(),
-        ))
+        let batch = Batch::streaming(Box::new(slices), one.events, after, self.caught_up());
+        Ok(batch.committed_at_ms(times))
     }
 
     /// The slot of a server that crashed goes back; and after a move the stream begins with what the table brought already.

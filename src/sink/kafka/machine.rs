@@ -79,7 +79,16 @@ fn without_thread(line: &str) -> &str {
     }
 }
 
-/// Why a commit that answered OK can't be trusted to have left nothing behind; `None` if it can.
+/// Why a commit that answered OK can't be trusted to have left nothing behind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Suspicion {
+    /// One of a few words, for metrics.
+    pub reason: &'static str,
+    /// What was seen.
+    pub text: String,
+}
+
+/// Why the commit is suspicious; `None` if it is not.
 ///
 /// `signals` are those since `Begin`, up to and with the end of the commit. A commit that took half of the socket timeout
 /// may have been retried without a line that says so. Fails closed: silence is suspicious too.
@@ -88,21 +97,25 @@ pub fn suspicion(
     signals: &[Signal],
     commit_elapsed_ms: u64,
     socket_timeout_ms: u32,
-) -> Option<String> {
+) -> Option<Suspicion> {
+    let suspicion = |reason, text| Some(Suspicion { reason, text });
     for signal in signals {
         match signal {
             Signal::EndTxnOk => {}
-            Signal::EndTxnFailed(text) => return Some(format!("EndTxn was answered by {text}")),
-            Signal::RequestTimeout(text) | Signal::ConnectionLost(text) | Signal::Error(text) => {
-                return Some(text.clone());
+            Signal::EndTxnFailed(text) => {
+                return suspicion("answer", format!("EndTxn was answered by {text}"));
             }
+            Signal::RequestTimeout(text) => return suspicion("request_timeout", text.clone()),
+            Signal::ConnectionLost(text) => return suspicion("connection_lost", text.clone()),
+            Signal::Error(text) => return suspicion("client_error", text.clone()),
         }
     }
     if commit_elapsed_ms >= u64::from(socket_timeout_ms) / 2 {
-        return Some(format!("the commit took {commit_elapsed_ms} ms"));
+        return suspicion("slow", format!("the commit took {commit_elapsed_ms} ms"));
     }
     if !signals.contains(&Signal::EndTxnOk) {
-        return Some("the broker's answer to EndTxn was not seen".into());
+        let text = "the broker's answer to EndTxn was not seen".into();
+        return suspicion("no_answer", text);
     }
     None
 }
@@ -199,7 +212,7 @@ pub enum Step {
     /// The batch and its position are visible, and no stale frame can touch what comes next.
     Published {
         /// Why the producer was made anew on the way.
-        recycled: Option<String>,
+        recycled: Option<Suspicion>,
     },
     /// Closed, because the caller said so.
     Closed,
@@ -213,7 +226,7 @@ enum Purpose {
     Open,
     Recycle {
         expected: Box<PositionRecord>,
-        why: String,
+        why: Suspicion,
     },
 }
 
@@ -336,7 +349,7 @@ impl Machine {
         &mut self,
         found: Option<Box<PositionRecord>>,
         expected: &PositionRecord,
-        why: String,
+        why: Suspicion,
     ) -> Step {
         if found.as_deref() == Some(expected) {
             self.kafka_transaction = expected.kafka_transaction;
@@ -346,8 +359,8 @@ impl Machine {
             };
         }
         self.drop_then(After::Fail(Fault::Recycle(format!(
-            "Kafka transaction {} is not there although its commit answered OK ({why})",
-            expected.kafka_transaction
+            "Kafka transaction {} is not there although its commit answered OK ({})",
+            expected.kafka_transaction, why.text
         ))))
     }
 

@@ -7,6 +7,7 @@ pub mod classify;
 mod late;
 pub mod machine;
 pub mod position_topic;
+pub mod probe;
 pub mod producer;
 pub mod record;
 
@@ -19,6 +20,7 @@ use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use crate::crash_point::crash_point;
 use crate::event::{Batch, Event, Slice};
 use crate::fault::Fault;
+use crate::metrics::Metrics;
 use crate::position::Position;
 use crate::sink::Sink;
 use crate::sink::kafka::machine::{Command, Input, Machine, Step};
@@ -234,6 +236,7 @@ pub struct KafkaSink<P, S = ThreadShell> {
     machine: Machine,
     proof: P,
     shell: S,
+    metrics: Metrics,
 }
 
 impl<P: Proof> KafkaSink<P> {
@@ -259,7 +262,15 @@ impl<P: Proof, S: Shell> KafkaSink<P, S> {
             machine,
             proof,
             shell,
+            metrics: Metrics::default(),
         }
+    }
+
+    /// Tells these metrics what it does.
+    #[must_use]
+    pub fn with_metrics(mut self, metrics: Metrics) -> Self {
+        self.metrics = metrics;
+        self
     }
 
     /// Asks the machine and carries out what it says, until it comes to an end.
@@ -276,6 +287,7 @@ impl<P: Proof, S: Shell> KafkaSink<P, S> {
                 .unwrap_or_else(Input::Failed);
             tracing::trace!("{name}");
             crash_point(name);
+            self.metrics.turned();
         }
     }
 
@@ -343,8 +355,9 @@ impl<P: Proof, S: Shell> Sink for KafkaSink<P, S> {
         match self.drive(Input::Publish { after }, Some(batch)).await {
             Step::Published { recycled } => {
                 if let Some(why) = recycled {
+                    self.metrics.recycled(why.reason);
                     tracing::warn!(
-                        why,
+                        why = why.text,
                         "the Kafka producer was made anew after a commit; the batch is published"
                     );
                 }

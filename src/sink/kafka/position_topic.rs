@@ -37,7 +37,7 @@ pub fn topic_of(name: &str) -> String {
 }
 
 /// Forwards the client's log, and remembers nothing.
-pub(super) struct Quiet;
+pub struct Quiet;
 
 impl ClientContext for Quiet {
     fn log(&self, level: rdkafka::config::RDKafkaLogLevel, facility: &str, line: &str) {
@@ -169,7 +169,10 @@ pub(super) fn pause(time: Duration) {
 }
 
 /// A consumer of one relay's position topic.
-fn consumer(settings: &KafkaSettings, isolation: &str) -> Result<BaseConsumer<Quiet>, Fault> {
+pub(super) fn consumer(
+    settings: &KafkaSettings,
+    isolation: &str,
+) -> Result<BaseConsumer<Quiet>, Fault> {
     let mut config = settings.client_config();
     config
         // Only because the client wants one to assign partitions; nothing is ever committed to it.
