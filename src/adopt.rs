@@ -77,8 +77,10 @@ impl Here {
 impl Plan {
     /// So many transactions are parked and held here: rows that are missing are not waited for.
     pub fn goes_on_with(&mut self, waiting: Unsettled) {
-        let (known, here) = (self.from.unsettled.transactions, waiting.transactions);
-        if known != here {
+        let known = &self.from.unsettled;
+        let is_same = (known.transactions, known.ids) == (waiting.transactions, waiting.ids);
+        let (known, here) = (known.transactions, waiting.transactions);
+        if !is_same {
             self.changes.push(format!(
                 "parked and held transactions: {known} become {here}"
             ));

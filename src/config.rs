@@ -124,7 +124,7 @@ options! {
     /// Whether the position topic is made and checked.
     check_position_topic: bool, "OUTBOX_RELAY_CHECK_POSITION_TOPIC", "false: the position topic must be there and is not checked, for principals that may not describe configurations [default: true]";
     /// Whether missing topics are made.
-    create_topics: bool, "OUTBOX_RELAY_CREATE_TOPICS", "true: create missing topics; false: a missing topic stops the relay [default: false]";
+    create_topics: bool, "OUTBOX_RELAY_CREATE_TOPICS", "true: create missing topics; false: what is for one is parked [default: false]";
     /// Partitions of a topic that is made.
     topic_partitions: i32, "OUTBOX_RELAY_TOPIC_PARTITIONS", "Partitions of a topic that create_topics makes [default: 3]";
     /// Replication factor of a topic that is made.

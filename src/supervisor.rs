@@ -18,7 +18,7 @@ use crate::fault::Fault;
 use crate::lease::{AdvisoryLease, Lease};
 use crate::metrics::Metrics;
 use crate::park::postgres::PostgresStore;
-use crate::park::{self, Park};
+use crate::park::{self, Park, Store};
 use crate::relay::{Published, Relay, RelaySettings};
 use crate::retention::{self, RetentionSettings};
 use crate::sampler::Sampler;
@@ -49,11 +49,14 @@ pub async fn run(settings: &Settings, until_caught_up: bool) -> Result<Published
         SinkKind::Kafka => {
             let sink = KafkaSink::new(settings.kafka.clone(), lease.clone())?;
             let sink = sink.with_metrics(metrics.clone());
-            supervise(settings, ends, sink, lease, metrics).await
+            let store = PostgresStore::new(&settings.name, &settings.database)?;
+            let park = Park::new(store, settings.park);
+            supervise(settings, ends, sink, park, lease, metrics).await
         }
         SinkKind::Memory => {
             let sink = MemorySink::new(MemoryStore::default());
-            supervise(settings, ends, sink, lease, metrics).await
+            // It knows nothing of what the relay of this name has parked.
+            supervise(settings, ends, sink, Park::none(), lease, metrics).await
         }
     }
 }
@@ -103,10 +106,11 @@ fn retention(settings: &Settings) -> Option<RetentionSettings> {
     })
 }
 
-async fn supervise<S: Sink>(
+async fn supervise<P: Store>(
     settings: &Settings,
     ends: Ends<impl Future<Output = &'static str>>,
-    sink: S,
+    sink: impl Sink,
+    park: Park<P>,
     lease: AdvisoryLease,
     metrics: Metrics,
 ) -> Result<Published, Fault> {
@@ -116,8 +120,6 @@ async fn supervise<S: Sink>(
         start: settings.start,
         until_caught_up: ends.until_caught_up,
     };
-    let store = PostgresStore::new(&settings.name, &settings.database)?;
-    let park = Park::new(store, settings.park);
     let _retention = retention(settings).map(|it| retention::start(it, lease.clone()));
     let relay = Relay::new(capture, sink, lease, how, stop.clone());
     let relay = relay.parking(park).with_metrics(metrics).run();

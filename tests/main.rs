@@ -9,6 +9,7 @@
 mod support;
 
 mod contracts;
+mod documents;
 mod imports;
 mod relay;
 
