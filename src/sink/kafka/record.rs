@@ -162,7 +162,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::position::{Origin, Snapshot};
+    use crate::position::{Origin, Snapshot, Unsettled};
 
     fn event(event_type: Option<&str>, own: &[(&str, Option<&str>)]) -> Event {
         Event {
@@ -263,12 +263,31 @@ mod tests {
     }
 
     #[test]
+    fn what_was_passed_over_needs_the_second_format() {
+        let mut record = record();
+        record.position.unsettled = Unsettled {
+            transactions: 1,
+            ids: -2,
+            passed: vec!["7-1-10".into()],
+            settled: Vec::new(),
+        };
+        record.format = PositionRecord::format_of(&record.position);
+        let json = String::from_utf8(record.encode().unwrap()).unwrap();
+        let stored = r#""unsettled":{"transactions":1,"ids":-2,"passed":["7-1-10"]}"#;
+        assert!(
+            json.starts_with(r#"{"format":2,"#) && json.contains(stored),
+            "{json}"
+        );
+        assert_eq!(PositionRecord::decode(json.as_bytes()).unwrap(), record);
+    }
+
+    #[test]
     fn a_later_format_is_refused_by_its_number_whatever_else_it_holds() {
-        let fault = PositionRecord::decode(br#"{"format":2,"something":"else"}"#).unwrap_err();
+        let fault = PositionRecord::decode(br#"{"format":3,"something":"else"}"#).unwrap_err();
         let text = fault.to_string();
         assert!(matches!(fault, Fault::Refused(_)), "{text}");
         assert!(
-            text.contains("format 2") && text.contains("newer outbox-relay"),
+            text.contains("format 3") && text.contains("newer outbox-relay"),
             "{text}"
         );
         for broken in ["", "{}", "null", r#"{"format":1}"#, r#"{"format":"1"}"#] {
