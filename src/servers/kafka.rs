@@ -101,6 +101,8 @@ const AUTHORIZER: &[(&str, &str)] = &[
 
 /// Those that are the same everywhere: small internal topics, failures seen soon.
 const SETTINGS: &[(&str, &str)] = &[
+    // Records have the times of their events, which may be old: by age they would be deleted within half a minute.
+    ("log.retention.ms", "-1"),
     ("process.roles", "broker,controller"),
     ("controller.listener.names", "CONTROLLER"),
     (

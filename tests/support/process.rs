@@ -11,6 +11,7 @@ use outbox_relay::capture::CaptureKind;
 use outbox_relay::config::Options;
 use tokio::process::{Child, Command};
 
+use super::BUSY;
 use super::servers::{TestDatabase, own, shared};
 
 /// The relay's program: cargo names it to a test; other programs of ours have it beside them.
@@ -214,7 +215,7 @@ impl RelayProcess {
     }
 
     async fn wait(&mut self) -> ExitStatus {
-        let status = tokio::time::timeout(Duration::from_secs(90), self.child.wait()).await;
+        let status = tokio::time::timeout(Duration::from_secs(90 * BUSY), self.child.wait()).await;
         let status = status
             .unwrap_or_else(|_| panic!("the relay does not end: {}", self.log()))
             .expect("a status");
@@ -224,7 +225,7 @@ impl RelayProcess {
 
     /// Waits until its log says this.
     pub async fn says(&self, text: &str) {
-        let said = tokio::time::timeout(Duration::from_secs(60), async {
+        let said = tokio::time::timeout(Duration::from_secs(60 * BUSY), async {
             while !self.log().contains(text) {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }

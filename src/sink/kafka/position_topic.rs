@@ -338,18 +338,9 @@ pub(super) fn read(
     key: &str,
     timeout: Duration,
 ) -> Result<Option<PositionRecord>, Fault> {
-    let at = At::PositionTopic(topic);
     let until = Instant::now() + timeout;
-    let fault = |error: KafkaError| fault_of(&error, at, None);
-    let (low, high) = uncommitted
-        .fetch_watermarks(topic, 0, timeout)
-        .map_err(fault)?;
-    while committed
-        .fetch_watermarks(topic, 0, timeout)
-        .map_err(fault)?
-        .1
-        < high
-    {
+    let (low, high) = ends(topic, uncommitted, until)?;
+    while ends(topic, committed, until)?.1 < high {
         if Instant::now() >= until {
             return Err(late(
                 topic,
@@ -362,6 +353,27 @@ pub(super) fn read(
     last(topic, committed, key, low..high, until)
 }
 
+/// First and next offset. A topic that was made a moment ago may have no leader yet.
+fn ends(topic: &str, consumer: &BaseConsumer<Quiet>, until: Instant) -> Result<(i64, i64), Fault> {
+    use RDKafkaErrorCode::{LeaderNotAvailable, NotLeaderForPartition};
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        match consumer.fetch_watermarks(topic, 0, left.max(LOOK_EVERY)) {
+            Ok(ends) => return Ok(ends),
+            Err(error)
+                if Instant::now() < until
+                    && matches!(
+                        error.rdkafka_error_code(),
+                        Some(LeaderNotAvailable | NotLeaderForPartition)
+                    ) =>
+            {
+                pause(LOOK_EVERY);
+            }
+            Err(error) => return Err(fault_of(&error, At::PositionTopic(topic), None)),
+        }
+    }
+}
+
 /// The last committed position record of a relay that may be running: nobody is fenced, nothing is made, and what an open
 /// transaction holds is not seen. `None` also where there is no topic.
 pub(super) fn peek(settings: &KafkaSettings) -> Result<Option<PositionRecord>, Fault> {
@@ -371,9 +383,7 @@ pub(super) fn peek(settings: &KafkaSettings) -> Result<Option<PositionRecord>, F
     if found(&metadata_of(&topic, &consumer, time)?).is_none() {
         return Ok(None);
     }
-    let (low, high) = consumer
-        .fetch_watermarks(&topic, 0, time)
-        .map_err(|error| fault_of(&error, At::PositionTopic(&topic), None))?;
+    let (low, high) = ends(&topic, &consumer, until)?;
     last(&topic, &consumer, &settings.name, low..high, until)
 }
 
