@@ -226,7 +226,9 @@ mod tests {
         all.remove(1);
         all.request(4, Request::Discard);
         assert_eq!(ids(&all.free(9, (99, 999))), [2, 3, 4, 5]);
-        [2, 4].map(|id| all.remove(id));
+        for id in [2, 4] {
+            all.remove(id);
+        }
         assert!(!all.blocks(&[1]) && all.blocks(&[9]));
         let (before, five) = (all.tally(), entry(5, false, &[]).hash());
         all.remove(5);
