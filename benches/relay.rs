@@ -20,7 +20,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::TryStreamExt;
 use outbox_relay::database::Database;
-use outbox_relay::servers::{PostgresOptions, Servers};
+use outbox_relay::servers::Servers;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{Message, Offset, TopicPartitionList};
@@ -32,30 +32,19 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 const RATE: u64 = 500;
 const WRITERS: u64 = 10;
+
 fn main() {
     let seconds = number("--seconds", 60);
     let transactions = number("--transactions", 66_667);
     let by_socket = std::env::args().any(|word| word == "--socket");
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .unwrap();
-    runtime.block_on(async {
-        let servers = Servers::new().unwrap();
-        let options = PostgresOptions {
-            settings: vec![("max_wal_size".into(), "8GB".into())],
-            ..PostgresOptions::default()
-        };
-        let (postgres, kafka) = tokio::join!(servers.postgres(options), servers.kafka());
-        let (postgres, kafka) = (postgres.unwrap(), kafka.unwrap());
+    let settings = [("max_wal_size", "8GB")];
+    support::run(&settings, async |servers, postgres, brokers| {
         let url = match by_socket {
-            true => by_the_socket(&postgres),
+            true => by_the_socket(postgres),
             false => postgres.url().to_owned(),
         };
-        drain(&servers, &url, kafka.brokers(), transactions).await;
-        latency(&servers, &url, kafka.brokers(), seconds).await;
-        servers.shutdown().await;
+        drain(servers, &url, brokers, transactions).await;
+        latency(servers, &url, brokers, seconds).await;
     });
 }
 

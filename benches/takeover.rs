@@ -24,7 +24,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use outbox_relay::database::Database;
-use outbox_relay::servers::{PostgresOptions, Servers};
+use outbox_relay::servers::Servers;
 use outbox_relay::sink::kafka::position_topic::topic_of;
 use outbox_relay::sink::kafka::record::PositionRecord;
 use rdkafka::config::ClientConfig;
@@ -43,24 +43,12 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 fn main() {
     let trials = number("--trials", 20);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .unwrap();
-    runtime.block_on(async {
-        let servers = Servers::new().unwrap();
-        let options = PostgresOptions {
-            settings: vec![("wal_level".into(), "logical".into())],
-            ..PostgresOptions::default()
-        };
-        let (postgres, kafka) = tokio::join!(servers.postgres(options), servers.kafka());
-        let (postgres, kafka) = (postgres.unwrap(), kafka.unwrap());
+    let settings = [("wal_level", "logical")];
+    support::run(&settings, async |servers, postgres, brokers| {
         for capture in ["table", "wal"] {
-            let stage = Stage::set(&servers, postgres.url(), kafka.brokers(), capture).await;
+            let stage = Stage::set(servers, postgres.url(), brokers, capture).await;
             stage.measure(trials).await;
         }
-        servers.shutdown().await;
     });
 }
 

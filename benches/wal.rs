@@ -18,7 +18,7 @@ mod support;
 use std::time::Duration;
 
 use outbox_relay::database::Database;
-use outbox_relay::servers::{PostgresOptions, Servers};
+use outbox_relay::servers::Servers;
 use support::{
     appended, by_the_socket, database, ended, init_wal, load, number, relay,
     topic_with_append_times,
@@ -45,31 +45,18 @@ impl Plan {
 }
 
 fn main() {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .unwrap();
-    runtime.block_on(async {
-        let servers = Servers::new().unwrap();
-        let settings = [
-            ("wal_level", "logical"),
-            ("max_replication_slots", "50"),
-            ("max_wal_senders", "50"),
-            ("max_wal_size", "8GB"),
-        ];
-        let options = PostgresOptions {
-            settings: settings.map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
-            ..PostgresOptions::default()
-        };
-        let (postgres, kafka) = tokio::join!(servers.postgres(options), servers.kafka());
-        let (postgres, kafka) = (postgres.unwrap(), kafka.unwrap());
-        let tcp = postgres.url().to_owned();
-        let socket = by_the_socket(&postgres);
-        drain(&servers, [&tcp, &socket], kafka.brokers()).await;
-        large(&servers, &tcp, kafka.brokers()).await;
-        idle(&servers, &tcp, kafka.brokers()).await;
-        servers.shutdown().await;
+    let settings = [
+        ("wal_level", "logical"),
+        ("max_replication_slots", "50"),
+        ("max_wal_senders", "50"),
+        ("max_wal_size", "8GB"),
+    ];
+    support::run(&settings, async |servers, postgres, brokers| {
+        let tcp = postgres.url();
+        let socket = by_the_socket(postgres);
+        drain(servers, [tcp, &socket], brokers).await;
+        large(servers, tcp, brokers).await;
+        idle(servers, tcp, brokers).await;
     });
 }
 

@@ -177,13 +177,7 @@ mod tests {
     use super::*;
 
     fn stored() -> Position {
-        let origin = Origin {
-            system_id: "7".into(),
-            timeline: 1,
-            database_oid: 5,
-            table: "outbox.events".into(),
-            capture: "table".into(),
-        };
+        let origin = Origin::of_test("table");
         Position::at(origin, "110:120:112".parse().unwrap())
     }
 

@@ -60,12 +60,12 @@ macro_rules! options {
             /// Properties of librdkafka, `key=value`, for TLS, SASL, compression.
             #[arg(
                 long = "kafka-property", env = "OUTBOX_RELAY_KAFKA_PROPERTIES", value_name = "KEY=VALUE", value_delimiter = '\n',
-                hide_env_values = true, value_parser = key_value,
+                hide_env_values = true,
                 help = "Property of librdkafka, e.g. security.protocol=SASL_SSL; repeat, or one a line in the environment; \
                         [kafka_properties] in the file"
             )]
             #[serde(skip)]
-            pub kafka_property: Vec<(String, String)>,
+            pub kafka_property: Vec<String>,
             /// The same in the file.
             #[arg(skip)]
             pub kafka_properties: Option<BTreeMap<String, String>>,
@@ -76,15 +76,15 @@ macro_rules! options {
 
         impl Options {
             /// `self` where it says something, else `lower`.
-            fn over(self, lower: Self) -> Self {
+            fn over(self, lower: Self) -> Result<Self, Fault> {
                 let mut properties = lower.kafka_properties.unwrap_or_default();
-                properties.extend(self.kafka_property);
-                Self {
+                properties.extend(key_values(&self.kafka_property)?);
+                Ok(Self {
                     $( $name: self.$name.or(lower.$name), )+
                     kafka_property: Vec::new(),
                     kafka_properties: Some(properties),
                     columns: self.columns.or(lower.columns),
-                }
+                })
             }
         }
     };
@@ -178,13 +178,33 @@ pub struct Settings {
     pub stalled_time: Duration,
 }
 
-fn key_value(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
+/// Never with their text, which may be a password. Empty lines are what a file in the environment ends in.
+fn key_values(given: &[String]) -> Result<Vec<(String, String)>, Fault> {
+    let pairs = given.iter().enumerate();
+    let pairs = pairs.filter(|(_, text)| !text.trim().is_empty());
+    let pair = |(index, text): (usize, &String)| match text.split_once('=') {
         Some((key, value)) if !key.trim().is_empty() => {
             Ok((key.trim().to_owned(), value.to_owned()))
         }
-        _ => Err("it must look like key=value".to_owned()),
-    }
+        _ => Err(wrong(format!(
+            "Kafka property {} of those that were given is not usable; it must look like key=value",
+            index + 1
+        ))),
+    };
+    pairs.map(pair).collect()
+}
+
+/// What the parser says, but for the value that is wrong, which may be a password.
+fn without_value(message: &str) -> String {
+    let quotes = ["invalid type", "invalid value"]
+        .into_iter()
+        .find(|kind| message.starts_with(kind));
+    let message = match (quotes, message.rsplit_once(", expected ")) {
+        (Some(kind), Some((_, expected))) => format!("{kind}, expected {expected}"),
+        (Some(kind), None) => kind.to_owned(),
+        (None, _) => message.to_owned(),
+    };
+    message.replace('\n', " ")
 }
 
 /// A Kafka topic name is made of the relay's name.
@@ -204,7 +224,7 @@ impl Options {
     /// [`Fault::Setting`] if the file can't be read or holds an unknown key; it never repeats a value of the file.
     pub fn with_file(self, path: Option<&Path>) -> Result<Self, Fault> {
         let Some(path) = path else {
-            return Ok(self.over(Self::default()));
+            return self.over(Self::default());
         };
         let text = std::fs::read_to_string(path).map_err(|error| {
             wrong(format!(
@@ -219,10 +239,10 @@ impl Options {
             wrong(format!(
                 "configuration file {}, line {line}: {}",
                 path.display(),
-                error.message().replace('\n', " ")
+                without_value(error.message())
             ))
         })?;
-        Ok(self.over(lower))
+        self.over(lower)
     }
 
     /// The database alone, for commands that need nothing else.
@@ -245,31 +265,9 @@ impl Options {
         let database = self.database()?;
         let sink = self.sink.unwrap_or(SinkKind::Kafka);
         let capture = self.capture.unwrap_or(CaptureKind::Table);
-        let brokers = match (
-            sink,
-            self.kafka_brokers.as_deref().unwrap_or_default().trim(),
-        ) {
-            (SinkKind::Kafka, "") => {
-                return Err(wrong(
-                    "kafka-brokers is missing; give --kafka-brokers, OUTBOX_RELAY_KAFKA_BROKERS or kafka_brokers in the configuration file",
-                ));
-            }
-            (SinkKind::Memory, brokers) if !brokers.is_empty() => {
-                return Err(wrong(
-                    "kafka-brokers has no meaning with sink memory; leave one of the two out",
-                ));
-            }
-            (_, brokers) => brokers.to_owned(),
-        };
-        check_brokers(&brokers)?;
-        let properties = self.kafka_properties.clone().unwrap_or_default();
-        check_properties(&properties)?;
         let instance = instance();
-        let transaction_timeout_ms = at_least(
-            "transaction-timeout-ms",
-            u64::from(self.transaction_timeout_ms.unwrap_or(60_000)),
-            10_000,
-        )?;
+        let kafka = self.kafka(name.clone(), instance.clone())?;
+        let stalled_ms = self.stalled_ms(kafka.transaction_timeout_ms.into())?;
         let outbox = CaptureSettings {
             registers: sink == SinkKind::Kafka,
             instance: instance.clone(),
@@ -285,15 +283,7 @@ impl Options {
                 batch_bytes_max: outbox.batch.bytes_max,
             },
             outbox,
-            kafka: KafkaSettings {
-                properties,
-                transaction_timeout_ms: u32::try_from(transaction_timeout_ms).unwrap_or(u32::MAX),
-                check_position_topic: self.check_position_topic.unwrap_or(true),
-                create_topics: self.create_topics.unwrap_or(false),
-                topic_partitions: positive("topic-partitions", self.topic_partitions.unwrap_or(3))?,
-                topic_replication_factor: self.replication_factor()?,
-                ..KafkaSettings::new(brokers, name.clone(), instance)
-            },
+            kafka,
             name,
             database,
             sink,
@@ -309,8 +299,46 @@ impl Options {
             )?),
             drain_time: Duration::from_millis(self.drain_ms.unwrap_or(10_000)),
             admin_listen: self.admin_listen()?,
-            stalled_time: Duration::from_millis(self.stalled_ms(transaction_timeout_ms)?),
+            stalled_time: Duration::from_millis(stalled_ms),
         })
+    }
+
+    /// The Kafka sink's part, for a relay of this name; its brokers are empty for another sink.
+    ///
+    /// # Errors
+    /// As those of [`Options::settle`].
+    pub fn kafka(&self, name: String, instance: String) -> Result<KafkaSettings, Fault> {
+        let brokers = self.brokers()?;
+        check_brokers(&brokers)?;
+        let properties = self.kafka_properties.clone().unwrap_or_default();
+        check_properties(&properties)?;
+        let transaction_timeout_ms = at_least(
+            "transaction-timeout-ms",
+            u64::from(self.transaction_timeout_ms.unwrap_or(60_000)),
+            10_000,
+        )?;
+        Ok(KafkaSettings {
+            properties,
+            transaction_timeout_ms: u32::try_from(transaction_timeout_ms).unwrap_or(u32::MAX),
+            check_position_topic: self.check_position_topic.unwrap_or(true),
+            create_topics: self.create_topics.unwrap_or(false),
+            topic_partitions: positive("topic-partitions", self.topic_partitions.unwrap_or(3))?,
+            topic_replication_factor: self.replication_factor()?,
+            ..KafkaSettings::new(brokers, name, instance)
+        })
+    }
+
+    fn brokers(&self) -> Result<String, Fault> {
+        let brokers = self.kafka_brokers.as_deref().unwrap_or_default().trim();
+        match (self.sink.unwrap_or(SinkKind::Kafka), brokers) {
+            (SinkKind::Kafka, "") => Err(wrong(
+                "kafka-brokers is missing; give --kafka-brokers, OUTBOX_RELAY_KAFKA_BROKERS or kafka_brokers in the configuration file",
+            )),
+            (SinkKind::Memory, brokers) if !brokers.is_empty() => Err(wrong(
+                "kafka-brokers has no meaning with sink memory; leave one of the two out",
+            )),
+            (_, brokers) => Ok(brokers.to_owned()),
+        }
     }
 
     /// A port alone is one of the loopback address: whoever wants others to see it says so.
@@ -558,7 +586,7 @@ mod tests {
     fn flags_win_over_the_file_and_the_file_over_defaults() {
         let mut flags = least();
         flags.linger_ms = Some(7);
-        flags.kafka_property = vec![("compression.type".into(), "zstd".into())];
+        flags.kafka_property = vec!["compression.type=zstd".into(), String::new()];
         let mut file = tempfile::NamedTempFile::new().unwrap();
         std::io::Write::write_all(
             &mut file,
@@ -728,6 +756,31 @@ mod tests {
                 .unwrap_err()
                 .to_string()
                 .contains("/nowhere.toml")
+        );
+    }
+
+    #[test]
+    fn a_secret_that_stands_in_the_wrong_form_is_not_told() {
+        for text in [
+            "[kafka_properties]\n\"sasl.password\" = 73501\n",
+            "kafka_properties = \"sasl.password=73501\"\n",
+            "database_url = 73501\n",
+            "database_url = [\"postgres://u:73501@h/d, expected\"]\n",
+        ] {
+            let fault = file(text).unwrap_err().to_string();
+            assert!(
+                fault.contains("invalid type, expected ") && !fault.contains("73501"),
+                "{fault}"
+            );
+        }
+        let flags = Options {
+            kafka_property: vec!["a=b".into(), "sasl.password: 73501".into()],
+            ..Options::default()
+        };
+        let fault = flags.with_file(None).unwrap_err().to_string();
+        assert!(
+            fault.contains("property 2") && fault.contains("key=value") && !fault.contains("73501"),
+            "{fault}"
         );
     }
 

@@ -245,13 +245,7 @@ mod tests {
     }
 
     fn batch() -> Batch {
-        let origin = Origin {
-            system_id: "7".into(),
-            timeline: 1,
-            database_oid: 5,
-            table: "outbox.events".into(),
-            capture: "table".into(),
-        };
+        let origin = Origin::of_test("table");
         let slices = vec![slice(0, &[1, 2], 3), slice(2, &[3], 3), slice(0, &[9], 1)];
         Batch::of(slices, Position::at(origin, Snapshot::empty()), true)
     }

@@ -29,10 +29,13 @@ pub mod event;
 pub mod fault;
 pub mod metrics;
 pub mod position;
+pub mod signals;
 
+pub mod consume;
 pub mod doctor;
 pub mod ledger;
 pub mod outcome;
+pub mod produce;
 pub mod replay;
 pub mod scan;
 pub mod status;

@@ -56,6 +56,18 @@ impl Brokers {
         self.isolated("read_committed")
     }
 
+    /// One of a group, `read_committed`. It commits what it is told to store.
+    pub(crate) fn in_group(&self, group: &str) -> Result<QuietConsumer, Fault> {
+        let mut config = self.0.clone();
+        config
+            .set("group.id", group)
+            .set("enable.auto.offset.store", "false")
+            .set("isolation.level", "read_committed")
+            .set("auto.offset.reset", "earliest")
+            .set_log_level(RDKafkaLogLevel::Critical);
+        QuietConsumer::from_config_and_context(&config, Quiet).map_err(|error| away(&error))
+    }
+
     fn isolated(&self, level: &str) -> Result<QuietConsumer, Fault> {
         let mut config = self.0.clone();
         config

@@ -1,6 +1,5 @@
 //! Puts the parts together: the only place that names concrete captures, sinks and leases.
 
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::timeout;
 use tokio_postgres::Client;
 use tokio_postgres::types::{ToSql, Type};
@@ -22,6 +21,7 @@ use crate::park::{self, Park, Store};
 use crate::relay::{Published, Relay, RelaySettings};
 use crate::retention::{self, RetentionSettings};
 use crate::sampler::Sampler;
+use crate::signals::asked_to_stop;
 use crate::sink::Sink;
 use crate::sink::kafka::probe::Probe;
 use crate::sink::kafka::{KafkaSettings, KafkaSink, Proof, last_position};
@@ -158,20 +158,6 @@ impl Proof for AdvisoryLease {
     async fn prove(&self) -> Result<(), Fault> {
         Lease::prove(self).await
     }
-}
-
-/// SIGTERM or Ctrl-C, by name. From the call on neither ends the process by itself.
-fn asked_to_stop() -> Result<impl Future<Output = &'static str>, Fault> {
-    let no_signals =
-        |error: std::io::Error| Fault::Defect(format!("signals can't be received: {error}"));
-    let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
-    Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => "SIGTERM",
-            _ = interrupt.recv() => "Ctrl-C",
-        }
-    })
 }
 
 /// What `adopt` would do, and, if `apply`, does it. `from` is the name whose position is taken over.

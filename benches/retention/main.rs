@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use outbox_relay::database::Database;
 use outbox_relay::ring;
-use outbox_relay::servers::{PostgresOptions, Servers};
+use outbox_relay::servers::{Postgres, Servers};
 use plot::{Chart, svg};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
@@ -72,15 +72,10 @@ struct Sample {
 }
 
 fn main() {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .unwrap();
-    runtime.block_on(measure());
+    support::run(&[], measure);
 }
 
-async fn measure() {
+async fn measure(servers: &Servers, postgres: &Postgres, brokers: &str) {
     let minutes = number("--minutes", 60);
     let rate = number("--events-per-second", 1_000);
     let retention = number("--retention-minutes", 5);
@@ -95,15 +90,9 @@ async fn measure() {
     );
     println!("{title}: {minutes} min, to {}", out.display());
 
-    let servers = Servers::new().unwrap();
-    let (postgres, kafka) = tokio::join!(
-        servers.postgres(PostgresOptions::default()),
-        servers.kafka()
-    );
-    let (postgres, kafka) = (postgres.unwrap(), kafka.unwrap());
     let mut sides = Vec::new();
     for name in NAMES {
-        topic(kafka.brokers(), name).await;
+        topic(brokers, name).await;
         let url = database(postgres.url(), name).await;
         let here = Database::parse(&url).unwrap();
         if name == "ring" {
@@ -113,7 +102,7 @@ async fn measure() {
         }
         let client = here.connect().await.unwrap();
         let more = ["--retention-minutes", &retention.to_string()];
-        let relay = relay(&servers, name, &url, kafka.brokers(), &more);
+        let relay = relay(servers, name, &url, brokers, &more);
         let written = Arc::new(AtomicU64::new(0));
         let writers = write(&here, name, rate, &written).await;
         sides.push(Side {
@@ -147,11 +136,10 @@ async fn measure() {
     std::fs::write(out.join("retention.svg"), draw(&title, &sides)).unwrap();
     for side in &mut sides {
         side.writers.shutdown().await;
-        verify(side, kafka.brokers()).await;
+        verify(side, brokers).await;
         side.relay.start_kill().unwrap();
         side.relay.wait().await.unwrap();
     }
-    servers.shutdown().await;
 }
 
 /// It forgets too, else a long run fills the disk.

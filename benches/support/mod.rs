@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use outbox_relay::database::Database;
-use outbox_relay::servers::{Postgres, Servers};
+use outbox_relay::servers::{Postgres, PostgresOptions, Servers};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
@@ -20,6 +20,27 @@ pub const INSERT: &str = "insert into outbox.events (topic, aggregate_id, event_
     select $T, (random() * 10000)::int::text, 'Measured',
            convert_to(rpad((extract(epoch from clock_timestamp()) * 1e6)::bigint::text || ' ', 190, 'x'), 'UTF8')
     from generate_series(1, 3)";
+
+/// Runs a benchmark to its end, beside a PostgreSQL with these settings and a Kafka.
+pub fn run(settings: &[(&str, &str)], measure: impl AsyncFn(&Servers, &Postgres, &str)) {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let servers = Servers::new().unwrap();
+        let settings = settings.iter().map(|(k, v)| ((*k).into(), (*v).into()));
+        let options = PostgresOptions {
+            settings: settings.collect(),
+            ..PostgresOptions::default()
+        };
+        let (postgres, kafka) = tokio::join!(servers.postgres(options), servers.kafka());
+        let (postgres, kafka) = (postgres.unwrap(), kafka.unwrap());
+        measure(&servers, &postgres, kafka.brokers()).await;
+        servers.shutdown().await;
+    });
+}
 
 /// The number behind a flag.
 pub fn number(flag: &str, otherwise: u64) -> u64 {

@@ -99,7 +99,7 @@ impl Board {
             let sample = sampler.sample(ahead).await;
             let pause = pause(began.elapsed(), sample.is_ok());
             if let Ok(sample) = &sample {
-                self.metrics.set_clock(sample.now_ms);
+                self.metrics.set_clock(sample.at, sample.now_ms);
             }
             let [_, events, _] = self.metrics.totals();
             let own = (events - published.1) as f64 / published.0.elapsed().as_secs_f64();
@@ -140,7 +140,7 @@ impl Board {
                 tracing::debug!("the sampler can't tell: {fault}");
             }
         }
-        seen.history.add(point);
+        seen.history.add(Instant::now(), point);
     }
 
     /// Asks Kafka for ever.

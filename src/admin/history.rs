@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use serde::{Serialize, Serializer};
+use tokio::time::Instant;
 
 /// Five minutes.
 const POINTS_MAX: usize = 300;
@@ -26,7 +27,10 @@ pub struct Point {
 
 /// The points, oldest first.
 #[derive(Clone, Debug, Default)]
-pub struct History(VecDeque<Point>);
+pub struct History {
+    points: VecDeque<Point>,
+    last: Option<Instant>,
+}
 
 /// As plots read it.
 #[derive(Serialize)]
@@ -41,18 +45,32 @@ struct Columns {
 }
 
 impl History {
-    /// Adds a point; the oldest one goes when there are too many.
-    pub fn add(&mut self, point: Point) {
-        if self.0.len() == POINTS_MAX {
-            self.0.pop_front();
+    /// Adds what was found at that time; nothing is known of the seconds that went by meanwhile. The oldest points go when
+    /// there are too many.
+    pub fn add(&mut self, at: Instant, point: Point) {
+        let every = super::SAMPLE_EVERY.as_secs_f64();
+        let since = self
+            .last
+            .replace(at)
+            .map_or(0.0, |last| at.saturating_duration_since(last).as_secs_f64());
+        let missing = ((since / every).round() as usize).saturating_sub(1);
+        for _ in 0..missing.min(POINTS_MAX) {
+            self.push(Point::default());
         }
-        self.0.push_back(point);
+        self.push(point);
+    }
+
+    fn push(&mut self, point: Point) {
+        if self.points.len() == POINTS_MAX {
+            self.points.pop_front();
+        }
+        self.points.push_back(point);
     }
 }
 
 impl Serialize for History {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        let points = || self.0.iter();
+        let points = || self.points.iter();
         Columns {
             every_seconds: super::SAMPLE_EVERY.as_secs(),
             lag_events: points().map(|it| it.lag_events).collect(),
@@ -74,22 +92,43 @@ fn tenths(value: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+    use tokio::time::Duration;
+
     use super::*;
+
+    fn lag_of(events: u64) -> Point {
+        Point {
+            lag_events: Some(events),
+            events_per_second: Some(1.26),
+            ..Point::default()
+        }
+    }
 
     #[test]
     fn the_oldest_point_goes_and_columns_come_out() {
-        let mut history = History::default();
+        let (mut history, mut at) = (History::default(), Instant::now());
         for lag in 0..=POINTS_MAX as u64 {
-            history.add(Point {
-                lag_events: Some(lag),
-                events_per_second: Some(1.26),
-                ..Point::default()
-            });
+            at += Duration::from_millis(1_100);
+            history.add(at, lag_of(lag));
         }
         let json = serde_json::to_value(&history).unwrap();
         assert_eq!(json["lag_events"].as_array().unwrap().len(), POINTS_MAX);
         assert_eq!(json["lag_events"][0], 1);
         assert_eq!(json["events_per_second"][0], 1.3);
         assert!(json["latency_p99_ms"][0].is_null());
+    }
+
+    #[test]
+    fn a_look_that_took_long_leaves_a_gap() {
+        let (mut history, at) = (History::default(), Instant::now());
+        history.add(at, lag_of(1));
+        history.add(at + Duration::from_secs(4), lag_of(2));
+        let json = serde_json::to_value(&history).unwrap();
+        assert_eq!(json["lag_events"], json!([1, null, null, null, 2]));
+        history.add(at + Duration::from_secs(100_000), lag_of(3));
+        let json = serde_json::to_value(&history).unwrap();
+        let lags = json["lag_events"].as_array().unwrap();
+        assert_eq!(lags.iter().filter(|lag| !lag.is_null()).count(), 1);
     }
 }

@@ -1,19 +1,28 @@
 //! Commands, flags, help, and what is printed.
 
+mod args;
 mod parked;
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write as _};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
+use self::args::{
+    AdoptArgs, ConsumeArgs, DoctorArgs, InitArgs, MoveArgs, ProduceArgs, RecoverArgs, ReplayArgs,
+    RunArgs, StatusArgs, VerifyArgs,
+};
 use crate::adopt::Plan;
 use crate::capture::CaptureKind;
 use crate::capture::wal::make;
-use crate::config::{ConfigFile, Options, Settings};
+use crate::consume::{Printed, consume};
 use crate::fault::{Fault, exit};
-use crate::replay::{Selection, replay};
+use crate::produce::{Produced, produce};
+use crate::replay::replay;
 use crate::roles::Roles;
+use crate::signals::asked_to_stop;
 use crate::{doctor, init, moves, ring, status, supervisor, verify};
 
 /// Exit codes, in every help text.
@@ -128,142 +137,21 @@ enum Command {
         "It needs `select` on the outbox table and outbox.relay, and role pg_read_all_stats to see the oldest open writer.",
     ))]
     Status(StatusArgs),
-}
-
-#[derive(Args, Debug)]
-struct StatusArgs {
-    #[command(flatten)]
-    file: ConfigFile,
-    #[command(flatten)]
-    options: Options,
-    /// Look once a second, until Ctrl-C.
-    #[arg(long)]
-    watch: bool,
-    /// Print one JSON object a line.
-    #[arg(long)]
-    json: bool,
-}
-
-#[derive(Args, Debug)]
-struct ReplayArgs {
-    #[command(flatten)]
-    file: ConfigFile,
-    #[command(flatten)]
-    options: Options,
-    #[command(flatten)]
-    selection: Selection,
-    /// Do it.
-    #[arg(long)]
-    apply: bool,
-    /// Print what was found as one JSON object.
-    #[arg(long)]
-    json: bool,
-}
-
-#[derive(Args, Debug)]
-struct DoctorArgs {
-    #[command(flatten)]
-    file: ConfigFile,
-    #[command(flatten)]
-    options: Options,
-    /// Print what was found as one JSON object.
-    #[arg(long)]
-    json: bool,
-    /// Seconds after which an open transaction is told of.
-    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
-    transaction_age_s: u32,
-}
-
-#[derive(Args, Debug)]
-struct MoveArgs {
-    #[command(flatten)]
-    file: ConfigFile,
-    #[command(flatten)]
-    options: Options,
-    /// The capture that the relay is to have.
-    #[arg(long, value_name = "CAPTURE")]
-    to: CaptureKind,
-}
-
-#[derive(Args, Debug)]
-struct RecoverArgs {
-    #[command(flatten)]
-    file: ConfigFile,
-    #[command(flatten)]
-    options: Options,
-    /// Do it.
-    #[arg(long)]
-    apply: bool,
-}
-
-#[derive(Args, Debug)]
-struct VerifyArgs {
-    #[command(flatten)]
-    file: ConfigFile,
-    #[command(flatten)]
-    options: Options,
-    /// Print what was found as one JSON object.
-    #[arg(long)]
-    json: bool,
-}
-
-#[derive(Args, Debug)]
-struct InitArgs {
-    #[command(flatten)]
-    file: ConfigFile,
-    #[command(flatten)]
-    options: Options,
-    /// Print the SQL instead of running it.
-    #[arg(long)]
-    print_sql: bool,
-    /// Make outbox.events a ring of 16 leaves, so that retention truncates instead of deleting. Only while it is empty.
-    #[arg(long)]
-    partitioned: bool,
-    /// Rows of one leaf. The ring should hold what is written in twice the retention.
-    #[arg(long, value_name = "ROWS", requires = "partitioned", default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1..))]
-    leaf_rows: u32,
-    /// Make roles with the least privileges too: PREFIX_owner, PREFIX_writer and PREFIX_relay.
-    #[arg(long, value_name = "PREFIX")]
-    role_prefix: Option<String>,
-}
-
-impl InitArgs {
-    /// The ring is of our own table; another one belongs to others.
-    fn ring(&self, options: &Options) -> Result<Option<u32>, Fault> {
-        match options.table.as_deref() {
-            Some(table) if self.partitioned && table != "outbox.events" => {
-                Err(Fault::Setting(format!(
-                    "--partitioned makes outbox.events, but table is {table:?}; leave one of the two out"
-                )))
-            }
-            _ => Ok(self.partitioned.then_some(self.leaf_rows)),
-        }
-    }
-}
-
-#[derive(Args, Debug)]
-struct RunArgs {
-    #[command(flatten)]
-    file: ConfigFile,
-    #[command(flatten)]
-    options: Options,
-    /// End with 0 when everything that was committed before the start is published.
-    #[arg(long)]
-    until_caught_up: bool,
-}
-
-#[derive(Args, Debug)]
-struct AdoptArgs {
-    #[command(flatten)]
-    file: ConfigFile,
-    #[command(flatten)]
-    options: Options,
-    /// The name whose position is taken over, if it is not --name itself.
-    #[arg(long, value_name = "NAME")]
-    from: Option<String>,
-    /// Do it.
-    #[arg(long)]
-    apply: bool,
+    /// Prints the messages of a topic as a consumer sees them, read_committed. Makes the topic, with three partitions, if it is
+    /// not there.
+    #[command(after_help = concat!(
+        "Examples:\n  outbox-relay consume --kafka-brokers 127.0.0.1:9092\n",
+        "  outbox-relay consume --config relay.toml --topic orders --group look --messages-max 100 --json | jq .headers\n\n",
+        "It needs no database. With --json each message is one line.",
+    ))]
+    Consume(ConsumeArgs),
+    /// Writes events into outbox.events as use cases would: ten producers, each a transaction of three events a second or so.
+    #[command(after_help = concat!(
+        "Examples:\n  outbox-relay produce --database-url postgres://me@127.0.0.1/shop\n",
+        "  outbox-relay produce --config relay.toml --topic orders --producers 2 --delay-ms 10 --transactions-max 1000\n\n",
+        "A running relay publishes them; watch it with `outbox-relay consume`. It needs no Kafka.",
+    ))]
+    Produce(ProduceArgs),
 }
 
 impl Cli {
@@ -298,6 +186,8 @@ pub async fn call(cli: Cli) -> u8 {
         Command::Doctor(args) => doctor(args).await,
         Command::Replay(args) => replay_rows(args).await,
         Command::Status(args) => show_status(args).await,
+        Command::Consume(args) => consume_messages(args).await,
+        Command::Produce(args) => produce_events(args).await,
     };
     match end {
         Ok(code) => code,
@@ -309,8 +199,7 @@ pub async fn call(cli: Cli) -> u8 {
 }
 
 async fn init_schema(args: InitArgs) -> Result<u8, Fault> {
-    let options = args.options.clone();
-    let options = options.with_file(args.file.config.as_deref())?;
+    let options = args.given.clone().options()?;
     let is_wal = options.capture == Some(CaptureKind::Wal);
     let leaf_rows = args.ring(&options)?;
     let capture = options.capture.unwrap_or(CaptureKind::Table);
@@ -366,7 +255,7 @@ async fn init_schema(args: InitArgs) -> Result<u8, Fault> {
 }
 
 async fn run(args: RunArgs) -> Result<u8, Fault> {
-    let settings = settled(args.options, &args.file)?;
+    let settings = args.given.settings()?;
     let published = supervisor::run(&settings, args.until_caught_up).await?;
     tracing::info!(
         transactions = published.transactions,
@@ -377,7 +266,7 @@ async fn run(args: RunArgs) -> Result<u8, Fault> {
 }
 
 async fn adopt(args: AdoptArgs) -> Result<u8, Fault> {
-    let settings = settled(args.options, &args.file)?;
+    let settings = args.given.settings()?;
     let from = args.from.unwrap_or_else(|| settings.name.clone());
     let Plan {
         from: stored,
@@ -400,7 +289,7 @@ async fn adopt(args: AdoptArgs) -> Result<u8, Fault> {
 }
 
 async fn move_to(args: MoveArgs) -> Result<u8, Fault> {
-    let done = moves::move_to(&settled(args.options, &args.file)?, args.to).await?;
+    let done = moves::move_to(&args.given.settings()?, args.to).await?;
     for line in done {
         println!("{line}");
     }
@@ -409,7 +298,7 @@ async fn move_to(args: MoveArgs) -> Result<u8, Fault> {
 }
 
 async fn recover(args: RecoverArgs) -> Result<u8, Fault> {
-    let found = moves::recover(&settled(args.options, &args.file)?, args.apply).await?;
+    let found = moves::recover(&args.given.settings()?, args.apply).await?;
     let (events, transactions) = found.rows;
     println!("the relay stood at {}", found.stood_at);
     println!(
@@ -429,14 +318,8 @@ async fn recover(args: RecoverArgs) -> Result<u8, Fault> {
 }
 
 async fn verify(args: VerifyArgs) -> Result<u8, Fault> {
-    let found = verify::verify(&settled(args.options, &args.file)?).await?;
-    if args.json {
-        let json =
-            serde_json::to_string(&found).map_err(|error| Fault::Defect(error.to_string()))?;
-        println!("{json}");
-    } else {
-        println!("{}", found.text());
-    }
+    let found = verify::verify(&args.given.settings()?).await?;
+    print_result(args.json, &found, || found.text())?;
     Ok(if found.clean {
         exit::DONE
     } else {
@@ -445,35 +328,22 @@ async fn verify(args: VerifyArgs) -> Result<u8, Fault> {
 }
 
 async fn doctor(args: DoctorArgs) -> Result<u8, Fault> {
-    let settings = settled(args.options, &args.file)?;
+    let settings = args.given.settings()?;
     let report = doctor::doctor(&settings, args.transaction_age_s).await;
-    if args.json {
-        let json =
-            serde_json::to_string(&report).map_err(|error| Fault::Defect(error.to_string()))?;
-        println!("{json}");
-    } else {
-        let stdout = std::io::stdout();
-        let colour = stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none();
-        println!("{}", report.text(colour));
-    }
+    let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    print_result(args.json, &report, || report.text(colour))?;
     Ok(report.exit_code())
 }
 
 async fn replay_rows(args: ReplayArgs) -> Result<u8, Fault> {
-    let settings = settled(args.options, &args.file)?;
+    let settings = args.given.settings()?;
     let replayed = replay(&settings, &args.selection, args.apply).await?;
-    if args.json {
-        let json =
-            serde_json::to_string(&replayed).map_err(|error| Fault::Defect(error.to_string()))?;
-        println!("{json}");
-    } else {
-        println!("{}", replayed.text());
-    }
+    print_result(args.json, &replayed, || replayed.text())?;
     Ok(exit::DONE)
 }
 
 async fn show_status(args: StatusArgs) -> Result<u8, Fault> {
-    let options = args.options.with_file(args.file.config.as_deref())?;
+    let options = args.given.options()?;
     let how = status::How {
         watch: args.watch,
         json: args.json,
@@ -481,6 +351,67 @@ async fn show_status(args: StatusArgs) -> Result<u8, Fault> {
     status::status(options.database()?, options.outbox()?, how).await
 }
 
-fn settled(options: Options, file: &ConfigFile) -> Result<Settings, Fault> {
-    options.with_file(file.config.as_deref())?.settle()
+async fn consume_messages(args: ConsumeArgs) -> Result<u8, Fault> {
+    let options = args.given.options()?;
+    let kafka = options.kafka("consume".into(), String::new())?;
+    let stop = CancellationToken::new();
+    tokio::spawn({
+        let (asked_to_stop, stop) = (asked_to_stop()?, stop.clone());
+        async move {
+            asked_to_stop.await;
+            stop.cancel();
+        }
+    });
+    let json = args.json;
+    let tell = move |printed: &Printed| tell(json, printed, || printed.text());
+    let told = consume(&kafka, &args.printers, tell, stop).await?;
+    tracing::info!(messages = told, "ended");
+    Ok(exit::DONE)
+}
+
+async fn produce_events(args: ProduceArgs) -> Result<u8, Fault> {
+    let options = args.given.options()?;
+    let database = options.database()?;
+    if options.table()? != "outbox.events" {
+        return Err(Fault::Setting(
+            "produce writes outbox.events; leave table out".into(),
+        ));
+    }
+    let json = args.json;
+    let tell = |produced: &Produced| tell(json, produced, || produced.text());
+    tokio::select! {
+        transactions = produce(&database, &args.producers, tell) => {
+            tracing::info!(transactions = transactions?, "ended");
+        }
+        _ = asked_to_stop()? => {}
+    }
+    Ok(exit::DONE)
+}
+
+/// The same where there is a line after the other; `false` once nobody reads them any more.
+fn tell(json: bool, line: &impl Serialize, text: impl FnOnce() -> String) -> bool {
+    let line = match json {
+        true => serde_json::to_string(line).unwrap_or_default(),
+        false => text(),
+    };
+    writeln!(std::io::stdout().lock(), "{line}").is_ok()
+}
+
+/// One line of JSON for a script, or the text for people.
+fn print_result(
+    json: bool,
+    result: &impl Serialize,
+    text: impl FnOnce() -> String,
+) -> Result<(), Fault> {
+    match json {
+        true => {
+            let json = serde_json::to_string(result);
+            println!(
+                "{}",
+                json.map_err(|error| Fault::Defect(error.to_string()))?
+            );
+        }
+        false => println!("{}", text()),
+    }
+    Ok(())
 }

@@ -2,9 +2,9 @@
 
 use clap::{Args, Subcommand};
 use comfy_table::{Table, presets};
-use serde::Serialize;
 
-use crate::config::{ConfigFile, Options};
+use super::args::Given;
+use super::print_result;
 use crate::fault::{Fault, exit};
 use crate::park::people::{self, Parked, Shown};
 use crate::park::store::Request;
@@ -23,7 +23,7 @@ enum ParkedCommand {
     )]
     List {
         #[command(flatten)]
-        of: Of,
+        given: Given,
         /// Those that are settled too.
         #[arg(long)]
         all: bool,
@@ -34,7 +34,7 @@ enum ParkedCommand {
     /// One of them: its events and its history.
     Show {
         #[command(flatten)]
-        of: Of,
+        given: Given,
         /// As `list` shows it.
         id: i64,
         /// Print JSON.
@@ -47,7 +47,7 @@ enum ParkedCommand {
     )]
     Retry {
         #[command(flatten)]
-        of: Of,
+        given: Given,
         /// As `list` shows them.
         #[arg(required_unless_present = "all", conflicts_with = "all")]
         ids: Vec<i64>,
@@ -61,7 +61,7 @@ enum ParkedCommand {
     )]
     Discard {
         #[command(flatten)]
-        of: Of,
+        given: Given,
         /// As `list` shows it.
         id: i64,
         /// Why; it is kept.
@@ -70,69 +70,51 @@ enum ParkedCommand {
     },
 }
 
-#[derive(Args, Debug)]
-struct Of {
-    #[command(flatten)]
-    file: ConfigFile,
-    #[command(flatten)]
-    options: Box<Options>,
-}
-
 pub(super) async fn parked(args: ParkedArgs) -> Result<u8, Fault> {
     match args.command {
-        ParkedCommand::List { of, all, json } => {
-            let (client, relay) = connect(of).await?;
+        ParkedCommand::List { given, all, json } => {
+            let (client, relay) = connect(given).await?;
             let found = people::list(&client, &relay, all).await?;
-            match (json, found.is_empty()) {
-                (true, _) => print(&found)?,
-                (false, true) => println!("relay {relay}: nothing is parked"),
-                (false, false) => println!("{}", table(&found)),
-            }
+            print_result(json, &found, || match found.is_empty() {
+                true => format!("relay {relay}: nothing is parked"),
+                false => table(&found).to_string(),
+            })?;
         }
-        ParkedCommand::Show { of, id, json } => {
-            let (client, relay) = connect(of).await?;
+        ParkedCommand::Show { given, id, json } => {
+            let (client, relay) = connect(given).await?;
             let shown = people::show(&client, &relay, id).await?;
-            match json {
-                true => print(&shown)?,
-                false => println!("{}", text(&shown)),
-            }
+            print_result(json, &shown, || text(&shown))?;
         }
-        ParkedCommand::Retry { of, ids, .. } => {
-            let asked = request(of, Request::Retry, &ids, None).await?;
+        ParkedCommand::Retry { given, ids, .. } => {
+            let asked = request(given, Request::Retry, &ids, None).await?;
             println!("{asked} to be published; see `outbox-relay parked list`");
         }
-        ParkedCommand::Discard { of, id, reason } => {
-            let asked = request(of, Request::Discard, &[id], Some(&reason)).await?;
+        ParkedCommand::Discard { given, id, reason } => {
+            let asked = request(given, Request::Discard, &[id], Some(&reason)).await?;
             println!("{asked} to be discarded; see `outbox-relay parked list`");
         }
     }
     Ok(exit::DONE)
 }
 
-async fn connect(of: Of) -> Result<(tokio_postgres::Client, String), Fault> {
-    let options = of.options.with_file(of.file.config.as_deref())?;
+async fn connect(given: Given) -> Result<(tokio_postgres::Client, String), Fault> {
+    let options = given.options()?;
     let relay = options.outbox()?.name;
     Ok((options.database()?.connect().await?, relay))
 }
 
 async fn request(
-    of: Of,
+    given: Given,
     wish: Request,
     ids: &[i64],
     reason: Option<&str>,
 ) -> Result<String, Fault> {
-    let (mut client, relay) = connect(of).await?;
+    let (mut client, relay) = connect(given).await?;
     let asked = people::request(&mut client, &relay, wish, ids, reason).await?;
     Ok(match asked.len() {
         1 => "relay is asked for 1 transaction".into(),
         count => format!("relay is asked for {count} transactions"),
     })
-}
-
-fn print(found: &impl Serialize) -> Result<(), Fault> {
-    let json = serde_json::to_string(found).map_err(|error| Fault::Defect(error.to_string()))?;
-    println!("{json}");
-    Ok(())
 }
 
 fn table(found: &[Parked]) -> Table {

@@ -17,7 +17,6 @@ use nix::unistd::Pid;
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
 use tokio::process::{Child, Command};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -26,6 +25,7 @@ use crate::fault::{Fault, exit};
 use crate::init;
 use crate::ledger::Report;
 use crate::servers::{Kafka, Origin, PostgresOptions, Servers, ServersError, Sources};
+use crate::signals::asked_to_stop;
 use crate::{outcome, scan};
 use show::Show;
 use story::Plot;
@@ -74,9 +74,10 @@ pub async fn demo(args: &DemoArgs) -> Result<u8, Fault> {
     };
     let servers =
         Servers::with(sources, Some(move |line: &str| teller.say(line))).map_err(refused)?;
+    let asked_to_stop = asked_to_stop()?;
     let end = tokio::select! {
         end = play(args, &servers, &show) => end.map(Some),
-        stop = asked_to_stop() => stop.map(|()| None),
+        _ = asked_to_stop => Ok(None),
     };
     match end {
         Ok(Some(code)) if args.keep => {
@@ -92,18 +93,6 @@ pub async fn demo(args: &DemoArgs) -> Result<u8, Fault> {
 
 fn refused(error: ServersError) -> Fault {
     Fault::Refused(error.to_string())
-}
-
-async fn asked_to_stop() -> Result<(), Fault> {
-    let no_signals =
-        |error: std::io::Error| Fault::Defect(format!("signals can't be received: {error}"));
-    let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    Ok(())
 }
 
 /// The broker that the story is told to.

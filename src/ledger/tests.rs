@@ -42,13 +42,7 @@ struct History {
 }
 
 fn position(xmax: u64) -> Position {
-    let origin = Origin {
-        system_id: "7".into(),
-        timeline: 1,
-        database_oid: 5,
-        table: "outbox.events".into(),
-        capture: "table".into(),
-    };
+    let origin = Origin::of_test("table");
     Position::at(origin, format!("{xmax}:{xmax}:").parse().unwrap())
 }
 

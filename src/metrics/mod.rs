@@ -220,9 +220,9 @@ impl Metrics {
         self.0.recycles.get_or_create(&labels).inc();
     }
 
-    /// The database's clock shows this now, in milliseconds since 1970 UTC.
-    pub fn set_clock(&self, now_ms: i64) {
-        *locked(&self.0.clock) = Some((Instant::now(), now_ms));
+    /// The database's clock showed this at that moment, in milliseconds since 1970 UTC.
+    pub fn set_clock(&self, at: Instant, now_ms: i64) {
+        *locked(&self.0.clock) = Some((at, now_ms));
     }
 
     /// The time by the database's clock, once that is known.
@@ -263,13 +263,7 @@ mod tests {
     use crate::position::{Origin, Snapshot};
 
     fn done(events: u64, committed_at_ms: Vec<i64>) -> Done {
-        let origin = Origin {
-            system_id: "7".into(),
-            timeline: 1,
-            database_oid: 5,
-            table: "outbox.events".into(),
-            capture: "table".into(),
-        };
+        let origin = Origin::of_test("table");
         Done {
             transactions: committed_at_ms.len() as u64,
             events,
@@ -287,7 +281,7 @@ mod tests {
         let metrics = Metrics::default();
         metrics.published(done(2, vec![1_000, 2_000]));
         assert_eq!(metrics.take_latencies(), None);
-        metrics.set_clock(5_000);
+        metrics.set_clock(Instant::now(), 5_000);
         tokio::time::advance(Duration::from_millis(500)).await;
         // The last one by a clock that goes before.
         metrics.published(done(3, vec![4_500, 5_250, 9_999]));

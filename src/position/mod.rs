@@ -330,6 +330,20 @@ pub enum Mismatch {
     AheadInWal(Lsn, Lsn),
 }
 
+#[cfg(test)]
+impl Origin {
+    /// One for unit tests.
+    pub(crate) fn of_test(capture: &str) -> Self {
+        Self {
+            system_id: "7".into(),
+            timeline: 1,
+            database_oid: 5,
+            table: "outbox.events".into(),
+            capture: capture.into(),
+        }
+    }
+}
+
 impl Origin {
     /// `tx-id` of a transaction: `<system identifier>-<timeline>-<xid8>`.
     #[must_use]
@@ -565,13 +579,7 @@ mod tests {
     }
 
     fn origin() -> Origin {
-        Origin {
-            system_id: "7".into(),
-            timeline: 1,
-            database_oid: 5,
-            table: "outbox.events".into(),
-            capture: "table".into(),
-        }
+        Origin::of_test("table")
     }
 
     #[test]

@@ -8,7 +8,7 @@ mod rate;
 use std::time::Duration;
 
 use serde::Serialize;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row};
 
@@ -31,6 +31,9 @@ type Value<'a> = (&'a (dyn ToSql + Sync), Type);
 pub struct Sample {
     /// The database's clock, milliseconds since 1970 UTC.
     pub now_ms: i64,
+    /// When it showed that, by this process's clock.
+    #[serde(skip)]
+    pub at: Instant,
     /// Whether any relay of the name holds the lease.
     pub lease_held: bool,
     /// What the active relay wrote of itself; none before its first acknowledgement.
@@ -43,6 +46,9 @@ pub struct Sample {
     pub oldest_writer: Option<Writer>,
     /// Capture wal: its replication slot.
     pub slot: Option<SlotState>,
+    /// Capture wal: the server was asked, and has no such slot.
+    #[serde(skip)]
+    pub has_no_slot: bool,
     /// Transactions that were set aside.
     pub parked: Option<Parked>,
 }
@@ -164,7 +170,9 @@ impl Sampler {
             if let Some(streamed) = &position.streamed {
                 let behind = u64::from(wal_end).saturating_sub(u64::from(streamed.lsn));
                 sample.wal_lag_bytes = Some(behind);
-                sample.slot = session.slot(&self.settings.slot).await?;
+                let slot = session.slot(&self.settings.slot).await?;
+                sample.has_no_slot = slot.as_ref().is_some_and(Option::is_none);
+                sample.slot = slot.flatten();
             }
         }
         sample.oldest_writer = session.writer().await?;
@@ -192,18 +200,21 @@ impl Session {
             .client
             .query_typed_one(relay, &[(&name, Type::TEXT)])
             .await?;
+        let at = Instant::now();
         let wal_end = row.try_get::<_, Option<&str>>(1)?.unwrap_or("0/0");
         let wal_end = wal_end
             .parse()
             .map_err(|_| Fault::Defect(format!("{wal_end:?} is no place in the WAL")))?;
         let sample = Sample {
             now_ms: row.try_get(0)?,
+            at,
             lease_held: row.try_get(2)?,
             registration: registration(&row)?,
             lag: None,
             wal_lag_bytes: None,
             oldest_writer: None,
             slot: None,
+            has_no_slot: false,
             parked: None,
         };
         Ok((sample, wal_end))
@@ -270,26 +281,35 @@ impl Session {
         }))
     }
 
-    async fn slot(&self, name: &str) -> Result<Option<SlotState>, Fault> {
+    /// Outside, whether it could be told; inside, whether there is one.
+    async fn slot(&self, name: &str) -> Result<Option<Option<SlotState>>, Fault> {
         let slot = include_str!("../../sql/observe/slot.sql");
         let values: [Value; 1] = [(&name, Type::TEXT)];
-        let Some(row) = first(self.client.query_typed(slot, &values).await)? else {
+        let Some(rows) = told(self.client.query_typed(slot, &values).await)? else {
             return Ok(None);
         };
-        Ok(Some(SlotState {
+        let Some(row) = rows.first() else {
+            return Ok(Some(None));
+        };
+        Ok(Some(Some(SlotState {
             active: row.try_get(0)?,
             wal_status: row.try_get(1)?,
             safe_wal_bytes: row.try_get(2)?,
             retained_wal_bytes: unsigned(row.try_get(3)?),
             inactive_seconds: row.try_get::<_, Option<i64>>(4)?.map(seconds),
-        }))
+        })))
     }
 }
 
-/// The first row. A server that answered with an error has answered.
+/// The first row.
 fn first(rows: Result<Vec<Row>, tokio_postgres::Error>) -> Result<Option<Row>, Fault> {
+    Ok(told(rows)?.and_then(|rows| rows.into_iter().next()))
+}
+
+/// The rows. A server that answered with an error has answered, but told nothing.
+fn told(rows: Result<Vec<Row>, tokio_postgres::Error>) -> Result<Option<Vec<Row>>, Fault> {
     match rows {
-        Ok(rows) => Ok(rows.into_iter().next()),
+        Ok(rows) => Ok(Some(rows)),
         Err(error) if error.as_db_error().is_some() => {
             tracing::debug!("the sampler leaves something out: {error}");
             Ok(None)
@@ -340,13 +360,7 @@ mod tests {
 
     #[test]
     fn transactions_beyond_the_snapshot_become_a_multirange() {
-        let origin = Origin {
-            system_id: "7".into(),
-            timeline: 1,
-            database_oid: 5,
-            table: "outbox.events".into(),
-            capture: "wal".into(),
-        };
+        let origin = Origin::of_test("wal");
         let xids = [112, 119, 120].into_iter().collect::<Xids>();
         let at = |beyond| Position::at_lsn(origin.clone(), 9.into(), Snapshot::empty(), beyond);
         assert_eq!(beyond(&at(Some(xids))), "{[112,112],[119,120]}");

@@ -43,16 +43,7 @@ mod tests {
             instance: "h:1:a".into(),
             position: Position {
                 tally: Tally { events, ids: 0 },
-                ..Position::at(
-                    Origin {
-                        system_id: "7".into(),
-                        timeline: 1,
-                        database_oid: 5,
-                        table: "outbox.events".into(),
-                        capture: "table".into(),
-                    },
-                    Snapshot::empty(),
-                )
+                ..Position::at(Origin::of_test("table"), Snapshot::empty())
             },
             acknowledged_at_ms,
         };

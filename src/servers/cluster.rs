@@ -25,7 +25,8 @@ const NOBODY: u32 = 65_534;
 
 /// Recovery after a kill is part of it.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
-const STOP_TIMEOUT: Duration = Duration::from_secs(30);
+/// It ends what hangs: a checkpoint takes its time on a busy disk.
+const STOP_TIMEOUT: Duration = Duration::from_secs(90);
 /// Orphaned children end by themselves when they next wait for something; a busy one may not.
 const ORPHAN_TIMEOUT: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(20);

@@ -120,13 +120,7 @@ mod tests {
     use crate::position::{Origin, Snapshot};
 
     fn genesis() -> Batch {
-        let origin = Origin {
-            system_id: "7".into(),
-            timeline: 1,
-            database_oid: 5,
-            table: "outbox.events".into(),
-            capture: "table".into(),
-        };
+        let origin = Origin::of_test("table");
         Batch::genesis(Position::at(origin, Snapshot::empty()))
     }
 

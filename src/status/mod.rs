@@ -13,6 +13,7 @@ use crate::capture::CaptureSettings;
 use crate::database::Database;
 use crate::fault::{Fault, exit};
 use crate::sampler::{Rate, Sample, Sampler};
+use crate::signals::asked_to_stop;
 use view::View;
 
 /// Between two looks.
@@ -42,15 +43,52 @@ struct Found<'a> {
 /// # Errors
 /// [`Fault::Refused`] if no relay of the name ever ran here, [`Fault::Unavailable`] if the database does not answer.
 pub async fn status(database: Database, settings: CaptureSettings, how: How) -> Result<u8, Fault> {
-    let (name, slot) = (settings.name.clone(), settings.slot.clone());
-    let mut sampler = Sampler::new(database, settings);
-    let (mut rate, mut view) = (Rate::default(), View::default());
-    loop {
-        let sample = match sampler.sample(None).await {
+    if !how.watch {
+        return Look::new(database, settings, how).look().await;
+    }
+    let asked_to_stop = asked_to_stop()?;
+    let mut look = Look::new(database, settings, how);
+    let mut code = exit::DONE;
+    let watch = async {
+        loop {
+            code = look.look().await?;
+            sleep(EVERY).await;
+        }
+    };
+    tokio::select! {
+        _ = asked_to_stop => Ok(code),
+        end = watch => end,
+    }
+}
+
+/// One look after the other.
+struct Look {
+    name: String,
+    slot: String,
+    how: How,
+    sampler: Sampler,
+    rate: Rate,
+    view: View,
+}
+
+impl Look {
+    fn new(database: Database, settings: CaptureSettings, how: How) -> Self {
+        Self {
+            name: settings.name.clone(),
+            slot: settings.slot.clone(),
+            how,
+            sampler: Sampler::new(database, settings),
+            rate: Rate::default(),
+            view: View::default(),
+        }
+    }
+
+    async fn look(&mut self) -> Result<u8, Fault> {
+        let (name, how) = (&self.name, self.how);
+        let sample = match self.sampler.sample(None).await {
             Err(fault) if how.watch && !how.json => {
-                view.draw(&format!("{name}: {fault}"));
-                sleep(EVERY).await;
-                continue;
+                self.view.draw(&format!("{name}: {fault}"));
+                return Ok(exit::FAILED);
             }
             sample => sample?,
         };
@@ -59,10 +97,11 @@ pub async fn status(database: Database, settings: CaptureSettings, how: How) -> 
                 "no relay named {name} has published from this database; is it the right --name and --database-url?"
             )));
         }
+        let registration = sample.registration.as_ref();
         let found = Found {
-            name: &name,
-            events_per_second: rate.of(sample.registration.as_ref(), sample.now_ms),
-            troubles: troubles(&sample, &slot),
+            name,
+            events_per_second: self.rate.of(registration, sample.now_ms),
+            troubles: troubles(&sample, &self.slot),
             sample: &sample,
         };
         let code = match found.troubles.is_empty() {
@@ -70,23 +109,17 @@ pub async fn status(database: Database, settings: CaptureSettings, how: How) -> 
             false => exit::FAILED,
         };
         if how.json {
-            let json =
-                serde_json::to_string(&found).map_err(|error| Fault::Defect(error.to_string()))?;
+            let json = serde_json::to_string(&found);
+            let json = json.map_err(|error| Fault::Defect(error.to_string()))?;
             println!("{json}");
-        } else {
-            view.add(&found);
-            match how.watch {
-                true => view.draw(&view.text(&found)),
-                false => println!("{}", view.text(&found)),
-            }
-        }
-        if !how.watch {
             return Ok(code);
         }
-        tokio::select! {
-            _ = tokio::signal::ctrl_c() => return Ok(code),
-            () = sleep(EVERY) => {}
+        self.view.add(&found);
+        match how.watch {
+            true => self.view.draw(&self.view.text(&found)),
+            false => println!("{}", self.view.text(&found)),
         }
+        Ok(code)
     }
 }
 
@@ -96,12 +129,10 @@ fn troubles(sample: &Sample, slot: &str) -> Vec<String> {
     if !sample.lease_held {
         troubles.push("no relay of this name is active".to_owned());
     }
-    let streams = sample
-        .registration
-        .as_ref()
-        .is_some_and(|it| it.position.streamed.is_some());
     match &sample.slot {
-        None if streams => troubles.push(format!("there is no replication slot {slot}")),
+        None if sample.has_no_slot => {
+            troubles.push(format!("there is no replication slot {slot}"));
+        }
         Some(it) if ["lost", "unreserved"].contains(&it.wal_status.as_str()) => {
             troubles.push(format!("replication slot {slot} is {}", it.wal_status));
         }
@@ -117,13 +148,7 @@ mod tests {
     use crate::sampler::{Lag, Parked, Registration, SlotState, Writer};
 
     pub fn sample(capture: &str) -> Sample {
-        let origin = Origin {
-            system_id: "7".into(),
-            timeline: 1,
-            database_oid: 5,
-            table: "outbox.events".into(),
-            capture: capture.into(),
-        };
+        let origin = Origin::of_test(capture);
         let seen: Snapshot = "110:120:112,115".parse().unwrap();
         let position = match capture {
             "wal" => Position::at_lsn(origin, 9.into(), seen, Some(Xids::default())),
@@ -131,6 +156,8 @@ mod tests {
         };
         Sample {
             now_ms: 10_000,
+            at: tokio::time::Instant::now(),
+            has_no_slot: false,
             lease_held: true,
             registration: Some(Registration {
                 table: "outbox.events".into(),
@@ -175,6 +202,8 @@ mod tests {
         lost.slot.as_mut().unwrap().wal_status = "lost".into();
         assert_eq!(troubles(&lost, "s"), ["replication slot s is lost"]);
         lost.slot = None;
+        assert!(troubles(&lost, "s").is_empty(), "nothing could be told");
+        lost.has_no_slot = true;
         assert_eq!(troubles(&lost, "s"), ["there is no replication slot s"]);
     }
 }

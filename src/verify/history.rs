@@ -126,13 +126,7 @@ mod tests {
     use crate::position::{Origin, Window};
 
     fn position(seen: &str) -> Position {
-        let origin = Origin {
-            system_id: "7".into(),
-            timeline: 1,
-            database_oid: 5,
-            table: "outbox.events".into(),
-            capture: "table".into(),
-        };
+        let origin = Origin::of_test("table");
         Position::at(origin, seen.parse().unwrap())
     }
 

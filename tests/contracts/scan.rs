@@ -105,9 +105,10 @@ fn under_constant_load_it_ends_where_the_topic_ended_when_it_began() {
             }
             reads
         };
-        let reads = tokio::task::spawn_blocking(read).await.unwrap();
+        let reads = tokio::task::spawn_blocking(read).await;
         stop.store(true, Ordering::Relaxed);
         load.await.unwrap();
+        let reads = reads.unwrap();
         assert!(reads > 20, "{reads}");
     });
 }

@@ -4,22 +4,25 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// What each module may import of ours. A new module is added here, with a thought for the direction.
-const OURS: [(&str, &[&str]); 31] = [
+const OURS: [(&str, &[&str]); 34] = [
     (
         "cli",
         &[
             "adopt",
             "capture",
             "config",
+            "consume",
             "demo",
             "doctor",
             "fault",
             "init",
             "moves",
             "park",
+            "produce",
             "replay",
             "ring",
             "roles",
+            "signals",
             "status",
             "supervisor",
             "verify",
@@ -41,6 +44,7 @@ const OURS: [(&str, &[&str]); 31] = [
             "relay",
             "retention",
             "sampler",
+            "signals",
             "sink",
         ],
     ),
@@ -99,7 +103,9 @@ const OURS: [(&str, &[&str]); 31] = [
     ("sampler", &["capture", "database", "fault", "position"]),
     (
         "status",
-        &["capture", "database", "fault", "outcome", "sampler"],
+        &[
+            "capture", "database", "fault", "outcome", "sampler", "signals",
+        ],
     ),
     ("lease", &["database", "fault"]),
     ("init", &["database", "fault"]),
@@ -133,10 +139,13 @@ const OURS: [(&str, &[&str]); 31] = [
     (
         "demo",
         &[
-            "database", "fault", "init", "ledger", "outcome", "scan", "servers",
+            "database", "fault", "init", "ledger", "outcome", "scan", "servers", "signals",
         ],
     ),
+    ("consume", &["fault", "scan", "sink"]),
+    ("produce", &["database", "fault"]),
     ("servers", &[]),
+    ("signals", &["fault"]),
 ];
 
 /// Crates that only some may name: files, or folders.

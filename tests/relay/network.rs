@@ -275,7 +275,7 @@ async fn the_reading_connection_is_in_a_black_hole_for_a_while(capture: CaptureK
 async fn gives_way(
     scene: &Scene,
     cut_off: &RelayOf,
-    says: &str,
+    says: Option<&str>,
     set: impl Fn(Weather),
     bad: Weather,
 ) {
@@ -286,7 +286,9 @@ async fn gives_way(
     let second = scene.relay.start().await;
     second.says("standing by").await;
     set(bad);
-    first.says(says).await;
+    if let Some(says) = says {
+        first.says(says).await;
+    }
     second.says("active").await;
     follows(scene).await;
     set(Weather::default());
@@ -308,18 +310,9 @@ both_captures!(
     a_relay_whose_lease_is_in_a_black_hole_gives_way_and_stays_away
 );
 
+/// It hears of it by the lease or by the fence, whichever comes first.
 async fn a_relay_whose_lease_is_in_a_black_hole_gives_way_and_stays_away(capture: CaptureKind) {
-    let scene = Scene::of(capture).await;
-    let (proxy, cut_off) = behind_proxy(&scene).await;
-    // It hears of it by the lease or by the fence, whichever comes first.
-    gives_way(
-        &scene,
-        &cut_off,
-        "active",
-        |weather| proxy.set(weather),
-        stalled(LEASE),
-    )
-    .await;
+    gives_way_behind(capture, stalled(LEASE)).await;
 }
 
 /// What it was about to read it must not publish, and its walsender, of which the server has not heard that it is gone, must
@@ -333,16 +326,14 @@ const EVERYTHING: Weather = Weather {
 both_captures!(90, a_relay_that_is_cut_off_from_postgresql_gives_way);
 
 async fn a_relay_that_is_cut_off_from_postgresql_gives_way(capture: CaptureKind) {
+    gives_way_behind(capture, EVERYTHING).await;
+}
+
+/// Between it and PostgreSQL the weather is bad.
+async fn gives_way_behind(capture: CaptureKind, bad: Weather) {
     let scene = Scene::of(capture).await;
     let (proxy, cut_off) = behind_proxy(&scene).await;
-    gives_way(
-        &scene,
-        &cut_off,
-        "active",
-        |weather| proxy.set(weather),
-        EVERYTHING,
-    )
-    .await;
+    gives_way(&scene, &cut_off, None, |weather| proxy.set(weather), bad).await;
 }
 
 both_captures!(120, a_relay_that_is_cut_off_from_kafka_gives_way);
@@ -360,7 +351,7 @@ async fn a_relay_that_is_cut_off_from_kafka_gives_way(capture: CaptureKind) {
     gives_way(
         &scene,
         &cut_off,
-        away,
+        Some(away),
         |weather| proxy.set(weather),
         EVERYTHING,
     )

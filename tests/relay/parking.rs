@@ -296,13 +296,18 @@ async fn a_transaction_that_is_too_large_for_memory_is_parked_and_held(capture: 
 both_captures!(60, at_the_limit_the_relay_stops_by_name);
 
 async fn at_the_limit_the_relay_stops_by_name(capture: CaptureKind) {
-    let poison = Poison::of(capture, &["--parked-events-max", "1"]).await;
-    let bad = poison.bad.as_str();
-    poison.commit(&[(bad, "k", "a"), (bad, "l", "b")]).await;
-    let relay = poison.scene.relay.start().await;
-    relay.says("parked-events-max (1)").await;
-    assert_eq!(relay.ended().await.code(), Some(3));
-    poison.scene.drop_slots().await;
+    for (limit, named) in [
+        (["--parked-events-max", "1"], "parked-events-max (1)"),
+        (["--parked-bytes-max", "1"], "parked-bytes-max (1)"),
+    ] {
+        let poison = Poison::of(capture, &limit).await;
+        let bad = poison.bad.as_str();
+        poison.commit(&[(bad, "k", "a"), (bad, "l", "b")]).await;
+        let relay = poison.scene.relay.start().await;
+        relay.says(named).await;
+        assert_eq!(relay.ended().await.code(), Some(3));
+        poison.scene.drop_slots().await;
+    }
 }
 
 both_captures!(90, rows_that_are_missing_are_no_first_start);

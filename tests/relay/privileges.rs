@@ -9,12 +9,11 @@ use crate::support::servers::own_kafka;
 use crate::support::writers::{Load, Writers};
 
 /// It stops with this exit code, and its last line names what is missing.
-async fn stops(relay: RelayProcess, code: i32, named: &str) {
-    relay.says("outbox-relay: ").await;
+async fn stops(mut relay: RelayProcess, code: i32, named: &str) {
+    assert_eq!(relay.wait().await.code(), Some(code));
     let log = relay.log();
     let last = log.lines().last().unwrap_or_default();
     assert!(last.contains(named), "{named}: {log}");
-    assert_eq!(relay.ended().await.code(), Some(code));
 }
 
 both_captures!(

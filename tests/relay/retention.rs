@@ -103,7 +103,9 @@ async fn publish(scene: &Scene, name: &str, transactions: i64) {
 
 /// As if a day went by.
 async fn age(client: &Client) {
-    let age = "update outbox.marks set at = at - interval '1 day'";
+    // Those that are old are old enough, however often this is done.
+    let age =
+        "update outbox.marks set at = at - interval '1 day' where at > now() - interval '1 hour'";
     client.batch_execute(age).await.unwrap();
 }
 
@@ -337,7 +339,7 @@ async fn nobody_waits_for_a_lock(capture: CaptureKind, table: Table) {
         Table::Plain => 0,
         Table::Ring(_) => 10,
     };
-    assert_eq!(holds(&client).await, left);
+    holds_only(&client, left).await;
     open.batch_execute("commit").await.unwrap();
     until("all is acknowledged", 20, async || {
         scene.acknowledged("true", &[]).await == left + 1

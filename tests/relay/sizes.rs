@@ -4,7 +4,6 @@ use outbox_relay::capture::CaptureKind;
 
 use crate::support::proxy::{KafkaProxy, Weather};
 use crate::support::scene::{Scene, clean};
-use crate::support::until;
 use crate::support::writers::{Load, Writers, set_up, use_case};
 
 /// Of a relay that publishes a transaction of any size.
@@ -16,15 +15,6 @@ async fn few_writers(scene: &Scene) -> Writers {
         ..Load::default()
     };
     Writers::start(&scene.database, &scene.prefix, load).await
-}
-
-/// Waits until the relay has acknowledged all that is committed now.
-async fn caught_up(scene: &Scene) {
-    let client = scene.database.connect().await;
-    let committed = client.query_one("select count(*) from outbox.events", &[]);
-    let committed: i64 = committed.await.unwrap().get(0);
-    let published = async || scene.acknowledged("true", &[]).await == committed;
-    until("all is published", 120, published).await;
 }
 
 both_captures!(
@@ -75,7 +65,7 @@ async fn a_transaction_of_300_000_events_goes_into_one_kafka_transaction_in_litt
     client.batch_execute(&large).await.unwrap();
     writers.more(20).await;
     writers.stop().await;
-    caught_up(&scene).await;
+    scene.caught_up().await;
     if let Some(peak_kb) = relay.peak_rss_kb() {
         assert!(peak_kb < PEAK_KB_MAX, "{peak_kb} kB");
     }

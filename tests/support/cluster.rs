@@ -8,10 +8,12 @@ use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::metadata::Metadata;
 use tokio::time::{Instant, sleep};
 
+use super::BUSY;
+
 /// For one question; a node that does not answer must not take all the time.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 /// Until the cluster does what is asked. An election takes little longer than a broker's session, which is 3 s.
-const PATIENCE: Duration = Duration::from_secs(40);
+const PATIENCE: Duration = Duration::from_secs(40 * BUSY);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// The leaders of its partitions are the coordinators of transactions.
 const TRANSACTION_STATE: &str = "__transaction_state";

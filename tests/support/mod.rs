@@ -14,6 +14,7 @@ pub mod topic;
 pub mod writers;
 
 use std::future::Future;
+use std::pin::pin;
 use std::sync::LazyLock;
 use std::time::Duration;
 
@@ -40,9 +41,12 @@ pub const BUSY: u64 = 3;
 pub fn within<T>(seconds: u64, test: impl Future<Output = T>) -> T {
     let seconds = seconds * BUSY;
     RUNTIME.block_on(async {
-        tokio::time::timeout(Duration::from_secs(seconds), test)
-            .await
-            .unwrap_or_else(|_| panic!("not done after {seconds} s"))
+        // Dropped while it panics, so that what a test leaves for a look stays.
+        let mut test = pin!(test);
+        match tokio::time::timeout(Duration::from_secs(seconds), &mut test).await {
+            Ok(end) => end,
+            Err(_) => panic!("not done after {seconds} s"),
+        }
     })
 }
 

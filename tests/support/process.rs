@@ -131,13 +131,12 @@ impl RelayOf {
 
     /// Runs it until everything that was committed before is published.
     pub async fn catch_up(&self) {
-        let relay = self.clone().with(&["--until-caught-up"]).start().await;
-        let log = relay.log.clone();
-        let status = relay.ended().await;
+        let mut relay = self.clone().with(&["--until-caught-up"]).start().await;
+        let status = relay.wait().await;
         assert!(
             status.success(),
             "catching up ended with {status}: {}",
-            std::fs::read_to_string(log).unwrap_or_default()
+            relay.log()
         );
     }
 }
@@ -214,7 +213,8 @@ impl RelayProcess {
         self.wait().await
     }
 
-    async fn wait(&mut self) -> ExitStatus {
+    /// The same, when its log is still to be read.
+    pub async fn wait(&mut self) -> ExitStatus {
         let status = tokio::time::timeout(Duration::from_secs(90 * BUSY), self.child.wait()).await;
         let status = status
             .unwrap_or_else(|_| panic!("the relay does not end: {}", self.log()))

@@ -75,6 +75,15 @@ impl Scene {
         covered.map(|row| row.get::<_, i64>(2)).sum()
     }
 
+    /// Waits until the relay has acknowledged all that is committed now.
+    pub async fn caught_up(&self) {
+        let client = self.database.connect().await;
+        let committed = client.query_one("select count(*) from outbox.events", &[]);
+        let committed: i64 = committed.await.unwrap().get(0);
+        let published = async || self.acknowledged("true", &[]).await == committed;
+        until("all is published", 120, published).await;
+    }
+
     /// Publishes what is left, and checks.
     pub async fn check(&self) -> Report {
         let client = self.database.connect().await;
@@ -87,12 +96,7 @@ impl Scene {
 
     /// At the end of a test: a slot that is left keeps the shared server's WAL.
     pub async fn drop_slots(&self) {
-        let client = self.database.connect().await;
-        let drop = "select count(pg_drop_replication_slot(slot_name)) from pg_replication_slots where database = current_database()";
-        until("no slot is left", 10, async || {
-            client.query_one(drop, &[]).await.is_ok()
-        })
-        .await;
+        self.database.drop_slots().await;
     }
 }
 

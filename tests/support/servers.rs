@@ -185,6 +185,16 @@ impl TestDatabase {
         Self { url, name }
     }
 
+    /// At the end of a test: a slot that is left keeps the server's WAL.
+    pub async fn drop_slots(&self) {
+        let client = self.connect().await;
+        let drop = "select count(pg_drop_replication_slot(slot_name)) from pg_replication_slots where database = current_database()";
+        until("no slot is left", 10, async || {
+            client.query_one(drop, &[]).await.is_ok()
+        })
+        .await;
+    }
+
     /// The same database on a standby of its server.
     pub fn moved_to(&self, postgres: &Postgres) -> Self {
         Self {

@@ -16,11 +16,8 @@ use crate::position::{Origin, Position, Snapshot};
 
 fn here() -> Origin {
     Origin {
-        system_id: "7".into(),
         timeline: 2,
-        database_oid: 5,
-        table: "outbox.events".into(),
-        capture: "wal".into(),
+        ..Origin::of_test("wal")
     }
 }
 

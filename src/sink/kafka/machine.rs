@@ -473,13 +473,7 @@ mod tests {
         "[thrd:main]: EndTxn returned NO_ERROR in state CommittingTransaction (may_retry=true)";
 
     fn position(xmax: u64) -> Position {
-        let origin = Origin {
-            system_id: "7".into(),
-            timeline: 1,
-            database_oid: 5,
-            table: "outbox.events".into(),
-            capture: "table".into(),
-        };
+        let origin = Origin::of_test("table");
         Position::at(
             origin,
             format!("{xmax}:{xmax}:").parse::<Snapshot>().unwrap(),

@@ -1,7 +1,7 @@
 //! The Kafka sink: a batch and its position in one Kafka transaction.
 //!
-//! `machine` decides, `producer` carries out, `position_topic` keeps the position, `record` is what is written, and
-//! `classify` says what an error means.
+//! `machine` decides, `producer` carries out, `position_topic` keeps the position, `topic` knows topics, `record` is what is
+//! written, and `classify` says what an error means.
 
 pub mod classify;
 mod late;
@@ -10,6 +10,7 @@ pub mod position_topic;
 pub mod probe;
 pub mod producer;
 pub mod record;
+pub mod topic;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -195,6 +196,8 @@ impl KafkaSettings {
     /// What producer, consumers and admin client have in common. The user's properties go first: ours win.
     pub(crate) fn client_config(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
+        // Its default of 10 s is as long as a drain: a broker that is back would be found too late.
+        config.set("reconnect.backoff.max.ms", "1000");
         for (key, value) in &self.properties {
             config.set(key, value);
         }

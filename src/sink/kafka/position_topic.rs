@@ -5,15 +5,13 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
-use rdkafka::client::ClientContext;
-use rdkafka::config::{ClientConfig, FromClientConfigAndContext as _};
-use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::admin::{NewTopic, TopicReplication};
+use rdkafka::config::FromClientConfigAndContext as _;
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::metadata::{Metadata, MetadataTopic};
 use rdkafka::{Offset, TopicPartitionList};
-use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use crate::fault::{Fault, Server};
@@ -21,151 +19,18 @@ use crate::sink::kafka::KafkaSettings;
 use crate::sink::kafka::classify::{At, fault_of, of_code};
 use crate::sink::kafka::producer::creation_fault;
 use crate::sink::kafka::record::PositionRecord;
+use crate::sink::kafka::topic::{Admin, LOOK_EVERY, Quiet, pause};
 
 /// Brokers that hold a copy, where there are as many.
 const REPLICATION_FACTOR_MAX: usize = 3;
 /// How far from the end the last record is looked for at first: some records, each with its commit marker, and what
 /// aborted transactions left.
 const TAIL_RECORDS: i64 = 100;
-/// Time between two looks at something that the brokers are about to do.
-const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// Name of the position topic of a relay.
 #[must_use]
 pub fn topic_of(name: &str) -> String {
     format!("outbox-relay.position.{name}")
-}
-
-/// Forwards the client's log, and remembers nothing.
-pub struct Quiet;
-
-impl ClientContext for Quiet {
-    fn log(&self, level: rdkafka::config::RDKafkaLogLevel, facility: &str, line: &str) {
-        super::producer::forward_log(level, facility, line);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(target: "librdkafka", "{error}: {reason}");
-    }
-}
-
-impl ConsumerContext for Quiet {}
-
-/// Admin requests; each takes at most `timeout`.
-pub(super) struct Admin<'a> {
-    pub config: &'a ClientConfig,
-    pub runtime: &'a Handle,
-    pub timeout: Duration,
-}
-
-impl Admin<'_> {
-    fn client(&self) -> Result<AdminClient<Quiet>, KafkaError> {
-        AdminClient::from_config_and_context(self.config, Quiet)
-    }
-
-    fn options(&self) -> AdminOptions {
-        AdminOptions::new()
-            .request_timeout(Some(self.timeout))
-            .operation_timeout(Some(self.timeout))
-    }
-
-    /// Creates a topic and waits until the brokers show it. One that exists meanwhile is as good.
-    pub fn create(&self, topic: &NewTopic<'_>, at: At<'_>) -> Result<(), Fault> {
-        let client = self.client().map_err(|error| fault_of(&error, at, None))?;
-        let created = self.create_with(&client, topic, at);
-        discard(client);
-        created
-    }
-
-    fn create_with(
-        &self,
-        client: &AdminClient<Quiet>,
-        topic: &NewTopic<'_>,
-        at: At<'_>,
-    ) -> Result<(), Fault> {
-        let results = self
-            .runtime
-            .block_on(client.create_topics([topic], &self.options()));
-        for result in results.map_err(|error| fault_of(&error, at, None))? {
-            match result {
-                Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
-                Err((name, code)) => {
-                    return Err(of_code(code, at, format!("can't create {name}: {code}")));
-                }
-            }
-        }
-        let until = Instant::now() + self.timeout;
-        while Instant::now() < until {
-            let metadata = client
-                .inner()
-                .fetch_metadata(Some(topic.name), self.timeout);
-            let metadata = metadata.map_err(|error| fault_of(&error, at, None))?;
-            if metadata.topics().first().is_some_and(is_served) {
-                return Ok(());
-            }
-            pause(LOOK_EVERY);
-        }
-        Err(Fault::Unavailable(
-            Server::Kafka,
-            format!("topic {} was created but does not show up", topic.name),
-        ))
-    }
-
-    /// Two settings of a topic.
-    fn settings(&self, topic: &str, keys: [&str; 2]) -> Result<[Option<String>; 2], Fault> {
-        let at = At::PositionTopic(topic);
-        let client = self.client().map_err(|error| fault_of(&error, at, None))?;
-        let wanted = [ResourceSpecifier::Topic(topic)];
-        let answer = self
-            .runtime
-            .block_on(client.describe_configs(&wanted, &self.options()));
-        discard(client);
-        let resource = answer
-            .map_err(|error| fault_of(&error, at, None))?
-            .into_iter()
-            .next();
-        let resource = match resource {
-            Some(Ok(resource)) => resource,
-            Some(Err(code)) => {
-                return Err(of_code(
-                    code,
-                    at,
-                    format!("its settings can't be read (needs DescribeConfigs): {code}"),
-                ));
-            }
-            None => {
-                return Err(Fault::Unavailable(
-                    Server::Kafka,
-                    format!("no answer about topic {topic}"),
-                ));
-            }
-        };
-        Ok(keys.map(|key| resource.get(key).and_then(|entry| entry.value.clone())))
-    }
-}
-
-fn is_served(topic: &MetadataTopic) -> bool {
-    let led = topic
-        .partitions()
-        .iter()
-        .all(|partition| partition.leader() >= 0);
-    topic.error().is_none() && !topic.partitions().is_empty() && led
-}
-
-/// Drops a client elsewhere: it takes up to 100 ms (measured), and a recycling should not last longer than it must.
-pub(super) fn discard<T: Send + 'static>(client: T) {
-    // Without a thread it is dropped here; then it just lasts.
-    let _ = std::thread::Builder::new()
-        .name("kafka-discard".into())
-        .spawn(move || drop(client));
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the producer's thread runs outside tokio"
-)]
-pub(super) fn pause(time: Duration) {
-    std::thread::sleep(time);
 }
 
 /// A consumer of one relay's position topic.

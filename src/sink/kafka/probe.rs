@@ -7,7 +7,8 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use tokio::task::spawn_blocking;
 
 use super::classify::{At, fault_of};
-use super::position_topic::{Quiet, consumer, topic_of};
+use super::position_topic::{consumer, topic_of};
+use super::topic::Quiet;
 use crate::fault::{Fault, Server};
 use crate::sink::kafka::KafkaSettings;
 

@@ -234,13 +234,7 @@ mod tests {
     }
 
     fn record() -> PositionRecord {
-        let origin = Origin {
-            system_id: "7".into(),
-            timeline: 1,
-            database_oid: 5,
-            table: "outbox.events".into(),
-            capture: "table".into(),
-        };
+        let origin = Origin::of_test("table");
         PositionRecord {
             format: 1,
             position: Position::at(origin, Snapshot::empty()),

@@ -380,7 +380,7 @@ fn linger_lets_transactions_share_a_batch() {
     on_all(async |place| {
         let client = place.connect().await;
         let slow = CaptureSettings {
-            linger: Duration::from_millis(400),
+            linger: Duration::from_millis(1_500),
             ..place.settings()
         };
         let mut reader = Reader::new(place, slow).await;

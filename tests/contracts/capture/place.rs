@@ -13,7 +13,7 @@ use outbox_relay::servers::{Postgres, PostgresVersion};
 use tokio_postgres::Client;
 
 use crate::support::servers::{TestDatabase, postgres_of};
-use crate::support::{until, within};
+use crate::support::within;
 
 /// One capture on one database.
 pub struct Place {
@@ -61,12 +61,7 @@ impl Place {
 
     /// The slots of this database; one that is left behind would keep the server's WAL.
     async fn drop_slots(&self) {
-        let client = self.connect().await;
-        let drop = "select count(pg_drop_replication_slot(slot_name)) from pg_replication_slots where database = current_database()";
-        until("the slots are dropped", 10, async || {
-            client.query_one(drop, &[]).await.is_ok()
-        })
-        .await;
+        self.database.drop_slots().await;
     }
 }
 
