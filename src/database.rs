@@ -14,12 +14,32 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 use tokio_postgres::config::{Host, SslMode};
 use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
+use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Config};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::fault::{Fault, Server};
+use crate::position::Xid;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A value of a statement, with its type: so a pooler in transaction mode is no trouble.
+pub type Value<'a> = (&'a (dyn ToSql + Sync), Type);
+
+/// A transaction id as the server prints it.
+///
+/// # Errors
+/// [`Fault::Defect`] if it is none.
+pub fn xid(text: &str) -> Result<Xid, Fault> {
+    text.parse()
+        .map_err(|_| Fault::Defect(format!("{text:?} is not a transaction id")))
+}
+
+/// A number that the server knows as signed and that is never below 0.
+#[must_use]
+pub fn unsigned(number: i64) -> u64 {
+    u64::try_from(number).unwrap_or(0)
+}
 
 /// Where the database is and how to get there. Its `Debug` and `Display` show no password.
 #[derive(Clone)]

@@ -137,9 +137,11 @@ impl Batch {
         self.rest.is_none()
     }
 
-    /// What is in memory of it.
-    pub fn into_slices(self) -> impl Iterator<Item = Slice> {
-        self.ready.into_iter()
+    /// What is in memory of it, and when each of its transactions was committed, where the capture knows that.
+    #[must_use]
+    pub fn into_slices(self) -> (VecDeque<Slice>, Option<Vec<i64>>) {
+        let times = std::mem::take(&mut locked(&self.passed).committed_at_ms);
+        (self.ready, self.knows_commits.then_some(times))
     }
 
     /// Header `tx-id` of the first transaction; takes nothing.

@@ -45,6 +45,8 @@ pub enum Fault {
     Unpublishable {
         /// Header `tx-id` of the transaction, or `?` where the broker doesn't say which one it was.
         tx_id: String,
+        /// The topic that is to blame, where that is what it is: then so is each other transaction with an event for it.
+        topic: Option<String>,
         /// What is wrong with it, and what would be right.
         why: String,
     },

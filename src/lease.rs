@@ -42,9 +42,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::Client;
-use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::types::Type;
 
-use crate::database::Database;
+use crate::database::{Database, Value};
 use crate::fault::{Fault, Server};
 
 /// The right to be the active relay of a name. Clones share one lease.
@@ -126,7 +126,7 @@ impl Lease for AdvisoryLease {
         };
         let sent = Instant::now();
         let name: &str = &self.name;
-        let values: [(&(dyn ToSql + Sync), Type); 1] = [(&name, Type::TEXT)];
+        let values: [Value; 1] = [(&name, Type::TEXT)];
         let asked = client.query_typed_one(include_str!("../sql/lease/try.sql"), &values);
         let row = timeout(self.lease_time, asked).await.map_err(|_| {
             Fault::Unavailable(
@@ -238,7 +238,7 @@ impl Keeper {
         // The time of sending counts: the server starts its own clock no earlier than that.
         let sent = Instant::now();
         let name: &str = &self.name;
-        let values: [(&(dyn ToSql + Sync), Type); 1] = [(&name, Type::TEXT)];
+        let values: [Value; 1] = [(&name, Type::TEXT)];
         let asked = self
             .client
             .query_typed_one(include_str!("../sql/lease/ping.sql"), &values);

@@ -8,9 +8,9 @@ use futures_util::future::try_join_all;
 use serde::Serialize;
 use tokio::time::sleep;
 use tokio_postgres::Client;
-use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::types::Type;
 
-use crate::database::Database;
+use crate::database::{Database, Value};
 use crate::fault::Fault;
 
 /// Who writes what.
@@ -97,7 +97,7 @@ pub async fn produce(
 
 async fn one(client: &Client, producer: u16, wish: &Producers) -> Result<Produced, Fault> {
     let key = format!("key-{}", fastrand::u32(1..=wish.keys));
-    let values: [(&(dyn ToSql + Sync), Type); 4] = [
+    let values: [Value; 4] = [
         (&wish.topic, Type::TEXT),
         (&key, Type::TEXT),
         (&i32::from(producer), Type::INT4),

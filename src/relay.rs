@@ -48,6 +48,13 @@ pub struct Published {
     pub events: u64,
 }
 
+/// Whether a backlog is read ahead while a batch is published.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ahead {
+    Read,
+    Leave,
+}
+
 /// One relay of one name.
 pub struct Relay<C, S, L, P = NoStore> {
     capture: C,
@@ -227,8 +234,7 @@ impl<C: Capture, S: Sink, L: Lease, P: Store> Relay<C, S, L, P> {
         let mut read_ahead = None;
         while !self.stop.is_cancelled() {
             self.metrics.turned();
-            if acknowledged.is_some() && read_ahead.is_none() && self.release(&mut position).await?
-            {
+            if acknowledged.is_some() && self.release(&mut position).await? {
                 continue;
             }
             let batch = match read_ahead.take() {
@@ -248,7 +254,7 @@ impl<C: Capture, S: Sink, L: Lease, P: Store> Relay<C, S, L, P> {
             let idle = batch.as_ref().is_none_or(|batch| batch.events == 0);
             let caught_up = batch.as_ref().is_none_or(|batch: &Batch| batch.catches_up);
             if let Some(batch) = batch {
-                (position, read_ahead) = self.publish_and_read_ahead(&position, batch).await?;
+                (position, read_ahead) = self.publish(&position, batch, Ahead::Read).await?;
                 crash_point("relay.published");
             }
             let due = acknowledged.as_ref().is_none_or(|(at, known)| {
@@ -276,22 +282,24 @@ impl<C: Capture, S: Sink, L: Lease, P: Store> Relay<C, S, L, P> {
         next_or_stop(&mut self.capture, &position.place(), &self.stop).await
     }
 
-    /// Publishes what waited and is free now; whether there was anything.
+    /// Publishes what waited and is free now; whether there was anything. What was read ahead stays good: the place is the
+    /// same.
     async fn release(&mut self, position: &mut Position) -> Result<bool, Fault> {
-        let Some(batch) = self.park.release(&position.place()).await? else {
+        let Some(batch) = self.park.release(position).await? else {
             return Ok(false);
         };
-        (*position, _) = self.publish_and_read_ahead(position, batch).await?;
+        (*position, _) = self.publish(position, batch, Ahead::Leave).await?;
         crash_point("relay.released");
         Ok(true)
     }
 
     /// Group commit: a backlog is read ahead while a batch is published. Without one the next look waits until the batch
     /// is visible, and finds all that came meanwhile: read earlier, that would have waited one Kafka transaction more.
-    async fn publish_and_read_ahead(
+    async fn publish(
         &mut self,
         before: &Position,
         mut batch: Batch,
+        ahead: Ahead,
     ) -> Result<(Position, Option<Batch>), Fault> {
         self.lease.held()?;
         let place = batch.after.clone();
@@ -311,10 +319,11 @@ impl<C: Capture, S: Sink, L: Lease, P: Store> Relay<C, S, L, P> {
             end.map(|()| began.elapsed())
         };
         let (capture, stop) = (&mut self.capture, &self.stop);
+        capture.limit(self.park.transactions_max_then());
         let beside = async {
-            let next = match place.window {
-                Some(_) => next_or_stop(capture, &place, stop).await,
-                None => Ok(None),
+            let next = match (ahead, &place.window) {
+                (Ahead::Read, Some(_)) => next_or_stop(capture, &place, stop).await,
+                _ => Ok(None),
             };
             let _ = (published.run_until_cancelled(take_care(capture, &self.lease))).await;
             next

@@ -2,7 +2,7 @@
 
 use tokio::time::timeout;
 use tokio_postgres::Client;
-use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::types::Type;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -12,7 +12,7 @@ use crate::capture::table::origin;
 use crate::capture::wal::{make, timeline};
 use crate::capture::{CaptureKind, CaptureSettings, Either};
 use crate::config::{Settings, SinkKind};
-use crate::database::Database;
+use crate::database::{Database, Value};
 use crate::fault::Fault;
 use crate::lease::{AdvisoryLease, Lease};
 use crate::metrics::Metrics;
@@ -222,10 +222,12 @@ fn kafka_of(settings: &Settings, name: &str) -> KafkaSettings {
 /// What taking over would do, by reading alone.
 async fn look(settings: &Settings, names: Names<'_>, here: &Here) -> Result<Plan, Fault> {
     let stored = last_position(&kafka_of(settings, names.from)).await?;
-    let plan = adopt::plan(stored, names, here)?;
+    let mut plan = adopt::plan(stored, names, here)?;
     if names.differ() {
         adopt::must_be_new(names.to, last_position(&settings.kafka).await?)?;
     }
+    let store = PostgresStore::new(names.from, &settings.database)?;
+    plan.goes_on_with(store.would_wait(&plan.to.unsettled).await?);
     Ok(plan)
 }
 
@@ -257,8 +259,7 @@ async fn take_over(
 }
 
 async fn rename(client: &Client, names: Names<'_>) -> Result<(), Fault> {
-    let values: [(&(dyn ToSql + Sync), Type); 2] =
-        [(&names.from, Type::TEXT), (&names.to, Type::TEXT)];
+    let values: [Value; 2] = [(&names.from, Type::TEXT), (&names.to, Type::TEXT)];
     for rename in [
         include_str!("../sql/relay/rename.sql"),
         include_str!("../sql/park/rename.sql"),

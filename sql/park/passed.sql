@@ -4,7 +4,7 @@ with named as (
 ), changed as (
     update outbox.parked p
     set state = case when p.fault is null then 'held' else 'parked' end,
-        place = coalesce((select max(place) from outbox.parked where relay = $1), 0) + n.place
+        place = coalesce((select max(place) from outbox.parked where relay = $1 and state in ('parked', 'held')), 0) + n.place
     from named n
     where p.relay = $1 and p.tx_id = n.tx_id and p.state = 'pending'
     returning p.id, p.state, p.fault

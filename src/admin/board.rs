@@ -54,6 +54,8 @@ pub struct Seen {
     pub latency: Option<Quantiles>,
     /// The last minutes.
     pub history: History,
+    /// When its last point was added.
+    looked: Option<Instant>,
 }
 
 impl Board {
@@ -140,7 +142,10 @@ impl Board {
                 tracing::debug!("the sampler can't tell: {fault}");
             }
         }
-        seen.history.add(Instant::now(), point);
+        let now = Instant::now();
+        let since = seen.looked.replace(now);
+        let since = since.map_or(Duration::ZERO, |since| now - since);
+        seen.history.add(since, point);
     }
 
     /// Asks Kafka for ever.

@@ -1,9 +1,9 @@
 //! The last minutes, a point a second, so that a page that is opened now has something to show. Pure.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use serde::{Serialize, Serializer};
-use tokio::time::Instant;
 
 /// Five minutes.
 const POINTS_MAX: usize = 300;
@@ -27,10 +27,7 @@ pub struct Point {
 
 /// The points, oldest first.
 #[derive(Clone, Debug, Default)]
-pub struct History {
-    points: VecDeque<Point>,
-    last: Option<Instant>,
-}
+pub struct History(VecDeque<Point>);
 
 /// As plots read it.
 #[derive(Serialize)]
@@ -45,15 +42,11 @@ struct Columns {
 }
 
 impl History {
-    /// Adds what was found at that time; nothing is known of the seconds that went by meanwhile. The oldest points go when
-    /// there are too many.
-    pub fn add(&mut self, at: Instant, point: Point) {
+    /// Adds what was found, so long after the point before it; nothing is known of the seconds between. The oldest points go
+    /// when there are too many.
+    pub fn add(&mut self, since: Duration, point: Point) {
         let every = super::SAMPLE_EVERY.as_secs_f64();
-        let since = self
-            .last
-            .replace(at)
-            .map_or(0.0, |last| at.saturating_duration_since(last).as_secs_f64());
-        let missing = ((since / every).round() as usize).saturating_sub(1);
+        let missing = ((since.as_secs_f64() / every).round() as usize).saturating_sub(1);
         for _ in 0..missing.min(POINTS_MAX) {
             self.push(Point::default());
         }
@@ -61,16 +54,16 @@ impl History {
     }
 
     fn push(&mut self, point: Point) {
-        if self.points.len() == POINTS_MAX {
-            self.points.pop_front();
+        if self.0.len() == POINTS_MAX {
+            self.0.pop_front();
         }
-        self.points.push_back(point);
+        self.0.push_back(point);
     }
 }
 
 impl Serialize for History {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        let points = || self.points.iter();
+        let points = || self.0.iter();
         Columns {
             every_seconds: super::SAMPLE_EVERY.as_secs(),
             lag_events: points().map(|it| it.lag_events).collect(),
@@ -93,7 +86,6 @@ fn tenths(value: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
-    use tokio::time::Duration;
 
     use super::*;
 
@@ -107,10 +99,9 @@ mod tests {
 
     #[test]
     fn the_oldest_point_goes_and_columns_come_out() {
-        let (mut history, mut at) = (History::default(), Instant::now());
+        let mut history = History::default();
         for lag in 0..=POINTS_MAX as u64 {
-            at += Duration::from_millis(1_100);
-            history.add(at, lag_of(lag));
+            history.add(Duration::from_millis(1_100), lag_of(lag));
         }
         let json = serde_json::to_value(&history).unwrap();
         assert_eq!(json["lag_events"].as_array().unwrap().len(), POINTS_MAX);
@@ -121,12 +112,12 @@ mod tests {
 
     #[test]
     fn a_look_that_took_long_leaves_a_gap() {
-        let (mut history, at) = (History::default(), Instant::now());
-        history.add(at, lag_of(1));
-        history.add(at + Duration::from_secs(4), lag_of(2));
+        let mut history = History::default();
+        history.add(Duration::ZERO, lag_of(1));
+        history.add(Duration::from_secs(4), lag_of(2));
         let json = serde_json::to_value(&history).unwrap();
         assert_eq!(json["lag_events"], json!([1, null, null, null, 2]));
-        history.add(at + Duration::from_secs(100_000), lag_of(3));
+        history.add(Duration::from_secs(100_000), lag_of(3));
         let json = serde_json::to_value(&history).unwrap();
         let lags = json["lag_events"].as_array().unwrap();
         assert_eq!(lags.iter().filter(|lag| !lag.is_null()).count(), 1);

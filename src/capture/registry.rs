@@ -1,10 +1,11 @@
 //! `outbox.relay`: which name serves which table. A copy and a guard; the truth is the sink's position.
 
 use tokio_postgres::error::SqlState;
-use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Row};
 
 use super::CaptureSettings;
+use crate::database::Value;
 use crate::fault::Fault;
 use crate::position::Position;
 
@@ -60,8 +61,7 @@ pub(crate) async fn registrations(
     client: &Client,
     settings: &CaptureSettings,
 ) -> Result<Vec<Registration>, Fault> {
-    let values: [(&(dyn ToSql + Sync), Type); 2] =
-        [(&settings.name, Type::TEXT), (&settings.table, Type::TEXT)];
+    let values: [Value; 2] = [(&settings.name, Type::TEXT), (&settings.table, Type::TEXT)];
     let registered = include_str!("../../sql/relay/registered.sql");
     let rows = client.query_typed(registered, &values).await?;
     rows.iter()
@@ -105,7 +105,7 @@ pub(crate) async fn acknowledge(
         .map_err(|error| Fault::Defect(error.to_string()))?;
     let timeline =
         i32::try_from(origin.timeline).map_err(|error| Fault::Defect(error.to_string()))?;
-    let values: [(&(dyn ToSql + Sync), Type); 7] = [
+    let values: [Value; 7] = [
         (name, Type::TEXT),
         (&origin.table, Type::TEXT),
         (&origin.capture, Type::TEXT),
@@ -122,7 +122,7 @@ pub(crate) async fn acknowledge(
         result => result?,
     };
     let mark = include_str!("../../sql/relay/mark.sql");
-    let values: [(&(dyn ToSql + Sync), Type); 2] = [(name, Type::TEXT), (&json, Type::TEXT)];
+    let values: [Value; 2] = [(name, Type::TEXT), (&json, Type::TEXT)];
     client.query_typed(mark, &values).await?;
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 use serde_json::Value as Json;
 use tokio::time::{Instant, timeout};
-use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Row};
 
 use super::checks::quoted;
@@ -18,9 +18,8 @@ use crate::capture::table::origin;
 use crate::capture::wal::{make, timeline};
 use crate::capture::{CaptureKind, CaptureSettings};
 use crate::config::Settings;
+use crate::database::Value;
 use crate::fault::Fault;
-
-type Value<'a> = (&'a (dyn ToSql + Sync), Type);
 
 /// All of it; a server that falls silent must not hold up the answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -262,7 +261,7 @@ async fn privileges(
         .replace("{table}", &name.replace('\'', "''"));
     let missing = include_str!("../../sql/doctor/privileges.sql").replace("{needs}", &needs);
     let retains = settings.retention_minutes.is_some();
-    let values: [(&(dyn ToSql + Sync), Type); 2] = [
+    let values: [Value; 2] = [
         (&settings.capture.name(), Type::TEXT),
         (&retains, Type::BOOL),
     ];

@@ -38,6 +38,8 @@ pub(super) struct Transaction {
     pub(super) name: Box<str>,
     pub(super) first_event: u32,
     pub(super) due: bool,
+    /// Published later than its place in the order.
+    pub(super) late: bool,
 }
 
 /// Numbers instead of names and no gaps: there may be ten million of these.
@@ -95,6 +97,14 @@ impl Ledger {
         self.add(name.into(), events, false)
     }
 
+    /// The transaction that was added last was set aside, and published later: its events without a key may come at any place.
+    pub fn late(&mut self) -> &mut Self {
+        if let Some(last) = self.transactions.last_mut() {
+            last.late = true;
+        }
+        self
+    }
+
     fn add(
         &mut self,
         name: String,
@@ -107,6 +117,7 @@ impl Ledger {
             name: name.into_boxed_str(),
             first_event,
             due,
+            late: false,
         });
         for event in events {
             let known = self.by_id.insert(event.id, number(self.events.len()));

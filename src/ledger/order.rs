@@ -94,6 +94,8 @@ impl Check<'_> {
         let transaction = self.ledger.events[event].transaction as usize;
         let rows = self.ledger.events_of(transaction).len();
         let lost_rows = self.ledger.retained && seen.tx_count as usize > rows;
-        !seen.is_none() && !lost_rows
+        let key = &self.ledger.keys.names[self.ledger.events[event].key as usize].1;
+        let is_anywhere = self.ledger.transactions[transaction].late && key.is_empty();
+        !seen.is_none() && !lost_rows && !is_anywhere
     }
 }

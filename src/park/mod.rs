@@ -24,11 +24,15 @@
 //! was fenced, and confirming is what its last record says. If the database lost rows (a standby was promoted that did not
 //! have them), number and ids that the record keeps of all unsettled transactions do not fit, and the relay refuses.
 //!
-//! `unsettled` decides; `store` is what is asked of a database; `postgres` the one of production.
+//! `unsettled` and `topics` decide; `sift` keeps what must wait, `release` brings it back; `store` is what is asked of a
+//! database, `postgres` the one of production; `people` is what operators ask.
 
 pub mod people;
 pub mod postgres;
+mod release;
+mod sift;
 pub mod store;
+mod topics;
 mod unsettled;
 
 use std::collections::HashMap;
@@ -39,12 +43,11 @@ use serde::Deserialize;
 use tokio::time::{Duration, Instant};
 use tracing::{info, warn};
 
-use self::store::{New, Request};
 pub use self::store::{NoStore, Store};
+use self::topics::Topics;
 pub use self::unsettled::Entry;
-use self::unsettled::{Unsettled, keys_of};
+use self::unsettled::Unsettled;
 use crate::crash_point::crash_point;
-use crate::event::{Batch, Event, Slice, SliceSource};
 use crate::fault::Fault;
 use crate::position::{self, Position};
 
@@ -92,11 +95,13 @@ pub struct Park<S> {
     settings: ParkSettings,
     unsettled: Unsettled,
     /// Rows that the next position passes over.
-    passing: Vec<Entry>,
+    passing: Unsettled,
     /// Rows that the next position settles.
     settling: Vec<i64>,
     /// Transactions that failed, and why: each is parked when it is read again. There may be several in a batch.
     doomed: HashMap<Arc<str>, String>,
+    /// What is for one of these is doomed as well.
+    topics: Topics,
     /// A large transaction that was looked through, and whether it must wait.
     known: Option<(Arc<str>, bool)>,
     attempt: Attempt,
@@ -127,9 +132,10 @@ impl<S: Store> Park<S> {
             store,
             settings,
             unsettled: Unsettled::default(),
-            passing: Vec::new(),
+            passing: Unsettled::default(),
             settling: Vec::new(),
             doomed: HashMap::new(),
+            topics: Topics::default(),
             known: None,
             attempt: Attempt::default(),
             suspects: 0,
@@ -139,10 +145,12 @@ impl<S: Store> Park<S> {
 
     /// How many transactions the next batch may hold.
     pub fn transactions_max(&self) -> u64 {
-        match self.suspects {
-            0 => u64::MAX,
-            suspects => (suspects / 2).max(1),
-        }
+        half_of(self.suspects)
+    }
+
+    /// The same, once the batch under way is published.
+    pub fn transactions_max_then(&self) -> u64 {
+        half_of(self.suspects.saturating_sub(self.attempt.transactions))
     }
 
     /// Applies what the last record says, and reads what is unsettled.
@@ -151,9 +159,10 @@ impl<S: Store> Park<S> {
     /// [`Fault::Refused`] if the database does not hold what the record says.
     pub async fn open(&mut self, at: &Position) -> Result<(), Fault> {
         let said = &at.unsettled;
-        self.passing.clear();
+        self.passing = Unsettled::default();
         self.settling.clear();
         self.looked = None;
+        self.topics.forget();
         self.unsettled = applied(&mut self.store, said).await?;
         crash_point("park.applied");
         let (transactions, ids) = self.unsettled.tally();
@@ -170,228 +179,11 @@ impl<S: Store> Park<S> {
         Ok(())
     }
 
-    /// Takes out of a batch what must not be published, and keeps it; perhaps the position alone is left. `None`: it was only
-    /// looked through, and must be read again.
-    ///
-    /// # Errors
-    /// Those of the store; [`Fault::Refused`] at the limits.
-    pub async fn sift(&mut self, batch: Batch) -> Result<Option<Batch>, Fault> {
-        if self.unsettled.is_empty() && self.doomed.is_empty() {
-            return self.let_through(batch).await;
-        }
-        match batch.is_whole() {
-            true => self.sift_whole(batch).await,
-            false => self.sift_large(batch).await,
-        }
-    }
-
-    async fn let_through(&mut self, mut batch: Batch) -> Result<Option<Batch>, Fault> {
-        self.attempt = Attempt {
-            transactions: batch.transactions,
-            // Only a failure needs it, but then the batch is gone.
-            tx_id: match batch.transactions {
-                1 => batch.first_tx_id().await?,
-                _ => None,
-            },
-            released: Vec::new(),
-        };
-        Ok(Some(batch))
-    }
-
-    async fn sift_whole(&mut self, batch: Batch) -> Result<Option<Batch>, Fault> {
-        let (after, catches_up) = (batch.after.clone(), batch.catches_up);
-        let mut through = Vec::new();
-        let mut kept = false;
-        for slice in batch.into_slices() {
-            match self.must_wait(&slice.tx_id, &keys_of(&slice.events)) {
-                false => through.push(slice),
-                true => {
-                    kept = true;
-                    self.keep(&slice).await?;
-                }
-            }
-        }
-        if kept {
-            self.commit().await?;
-        }
-        self.let_through(Batch::of(through, after, catches_up))
-            .await
-    }
-
-    /// It does not fit into memory: it is looked through, read again, and then kept or let through.
-    async fn sift_large(&mut self, mut batch: Batch) -> Result<Option<Batch>, Fault> {
-        let Some(tx_id) = batch.first_tx_id().await? else {
-            return self.let_through(batch).await;
-        };
-        match self.known.take().filter(|(known, _)| *known == tx_id) {
-            Some((_, false)) => self.let_through(batch).await,
-            Some((_, true)) => {
-                while let Some(slice) = batch.next().await? {
-                    self.keep(&slice).await?;
-                }
-                self.commit().await?;
-                let passed = Batch::of(Vec::new(), batch.after.clone(), batch.catches_up);
-                self.let_through(passed).await
-            }
-            None => {
-                let mut waits = false;
-                while let Some(slice) = batch.next().await? {
-                    waits |= self.must_wait(&tx_id, &keys_of(&slice.events));
-                    if waits {
-                        break;
-                    }
-                }
-                self.known = Some((tx_id, waits));
-                Ok(None)
-            }
-        }
-    }
-
-    /// Whether a transaction failed alone, shares a key with one that waits, or waits already.
-    fn must_wait(&self, tx_id: &Arc<str>, keys: &[i64]) -> bool {
-        let is_doomed = self.doomed.contains_key(tx_id);
-        let is_passing = self.passing.iter().any(|entry| entry.tx_id == *tx_id);
-        let shares = |entry: &Entry| entry.keys.iter().any(|key| keys.contains(key));
-        is_doomed
-            || is_passing
-            || self.unsettled.holds(tx_id)
-            || self.unsettled.blocks(keys)
-            || self.passing.iter().any(shares)
-    }
-
-    /// Writes a transaction, or the next part of one, to the store.
-    async fn keep(&mut self, slice: &Slice) -> Result<(), Fault> {
-        if self.unsettled.holds(&slice.tx_id) {
-            return Ok(());
-        }
-        let keys = keys_of(&slice.events);
-        let bytes = slice.events.iter().map(|it| it.bytes() as u64).sum::<u64>();
-        self.has_room(slice.events.len() as u64, bytes)?;
-        if self
-            .passing
-            .last()
-            .is_none_or(|last| last.tx_id != slice.tx_id)
-        {
-            let fault = self.doomed.get(&slice.tx_id).cloned();
-            let tx_id = Arc::clone(&slice.tx_id);
-            let new = New {
-                tx_id: &tx_id,
-                fault: fault.as_deref(),
-                events: slice.tx_count,
-            };
-            let id = self.store.add(&new).await?;
-            match &fault {
-                Some(why) => warn!(%tx_id, id, "parked: {why}"),
-                None => {
-                    info!(%tx_id, id, "held: it shares a key with a transaction that is parked or held")
-                }
-            }
-            self.passing.push(Entry::new(id, tx_id, fault.is_some()));
-        }
-        let Some(entry) = self.passing.last_mut() else {
-            return Ok(());
-        };
-        entry.grow(slice.events.len() as u64, bytes, &keys);
-        self.store.append(entry, slice).await
-    }
-
-    fn has_room(&self, events: u64, bytes: u64) -> Result<(), Fault> {
-        let (mut all_events, mut all_bytes) = self.unsettled.size();
-        for entry in &self.passing {
-            (all_events, all_bytes) = (all_events + entry.events, all_bytes + entry.bytes);
-        }
-        let (events_max, bytes_max) = (self.settings.events_max, self.settings.bytes_max);
-        if all_events + events <= events_max && all_bytes + bytes <= bytes_max {
-            return Ok(());
-        }
-        Err(Fault::Refused(format!(
-            "outbox.parked would hold more than parked-events-max ({events_max}) or parked-bytes-max ({bytes_max}); retry or \
-             discard what is parked (`outbox-relay parked list`), or raise the limit"
-        )))
-    }
-
-    async fn commit(&mut self) -> Result<(), Fault> {
-        self.store.commit().await?;
-        crash_point("park.pending");
-        Ok(())
-    }
-
-    /// What is free to go now: retried by request, or not held any more. Its position stays `at`.
-    ///
-    /// # Errors
-    /// Those of the store.
-    pub async fn release(&mut self, at: &Position) -> Result<Option<Batch>, Fault> {
-        if self.unsettled.is_empty() {
-            return Ok(None);
-        }
-        if self.looked.is_none_or(|at| at.elapsed() >= LOOK_EVERY) {
-            self.looked = Some(Instant::now());
-            for (id, request) in self.store.requests().await? {
-                self.unsettled.request(id, request);
-            }
-        }
-        let limits = (
-            self.settings.batch_events_max,
-            self.settings.batch_bytes_max,
-        );
-        let free = self.unsettled.free(self.transactions_max(), limits);
-        if free.is_empty() {
-            return Ok(None);
-        }
-        let mut batch = self.load(&free, at).await?;
-        self.settling = free.iter().map(|entry| entry.id).collect();
-        let published = free
-            .iter()
-            .filter(|entry| entry.request != Some(Request::Discard));
-        self.attempt = Attempt {
-            transactions: published.count() as u64,
-            tx_id: batch.first_tx_id().await?,
-            released: self.settling.clone(),
-        };
-        Ok(Some(batch))
-    }
-
-    /// The events of what is settled, but for what is discarded.
-    async fn load(&mut self, free: &[Entry], at: &Position) -> Result<Batch, Fault> {
-        let published: Vec<&Entry> = (free
-            .iter()
-            .filter(|entry| entry.request != Some(Request::Discard)))
-        .collect();
-        if let [one] = published[..]
-            && (one.events > self.settings.batch_events_max
-                || one.bytes > self.settings.batch_bytes_max)
-        {
-            let source = Pages::new(self.store.clone(), one.clone(), &self.settings);
-            return Ok(Batch::streaming(
-                Box::new(source),
-                one.events,
-                at.clone(),
-                false,
-            ));
-        }
-        let mut slices = Vec::new();
-        for entry in published {
-            let mut pages = Pages::new(self.store.clone(), entry.clone(), &self.settings);
-            let mut whole: Vec<Event> = Vec::new();
-            while let Some(slice) = pages.page().await? {
-                whole.extend(slice.events);
-            }
-            slices.push(Slice {
-                tx_id: Arc::clone(&entry.tx_id),
-                tx_count: entry.events,
-                first_index: 0,
-                events: whole,
-            });
-        }
-        Ok(Batch::of(slices, at.clone(), false))
-    }
-
     /// What the record of the batch under way must say.
     pub fn said(&self) -> position::Unsettled {
-        let (mut transactions, mut ids) = self.unsettled.tally();
-        for entry in &self.passing {
-            (transactions, ids) = (transactions + 1, ids ^ entry.hash());
-        }
+        let ((waiting, waiting_ids), (passing, passing_ids)) =
+            (self.unsettled.tally(), self.passing.tally());
+        let (mut transactions, mut ids) = (waiting + passing, waiting_ids ^ passing_ids);
         let settled = self
             .settling
             .iter()
@@ -400,12 +192,11 @@ impl<S: Store> Park<S> {
         for entry in &settled {
             (transactions, ids) = (transactions - 1, ids ^ entry.hash());
         }
-        let names = |entry: &Entry| entry.tx_id.to_string();
         position::Unsettled {
             transactions,
             ids,
-            passed: self.passing.iter().map(names).collect(),
-            settled: settled.into_iter().map(names).collect(),
+            passed: self.passing.tx_ids().map(str::to_owned).collect(),
+            settled: settled.iter().map(|it| it.tx_id.to_string()).collect(),
         }
     }
 
@@ -415,6 +206,7 @@ impl<S: Store> Park<S> {
     /// Those of the store; the record says it again to the next one who opens.
     pub async fn published(&mut self) -> Result<(), Fault> {
         self.suspects = self.suspects.saturating_sub(self.attempt.transactions);
+        self.topics.forget();
         if self.passing.is_empty() && self.settling.is_empty() {
             return Ok(());
         }
@@ -422,7 +214,7 @@ impl<S: Store> Park<S> {
         let said = self.said();
         self.store.confirm(&said.passed, &said.settled).await?;
         crash_point("park.confirmed");
-        for entry in self.passing.drain(..) {
+        for entry in self.passing.drain() {
             self.doomed.remove(&entry.tx_id);
             self.unsettled.add(entry);
         }
@@ -439,12 +231,17 @@ impl<S: Store> Park<S> {
     /// # Errors
     /// That fault, or one of the store.
     pub async fn failed(&mut self, fault: Fault) -> Result<(), Fault> {
-        let Fault::Unpublishable { tx_id, why } = &fault else {
+        let Fault::Unpublishable { tx_id, topic, why } = &fault else {
             return Err(fault);
         };
         let attempt = std::mem::take(&mut self.attempt);
-        if self.settings.on_fault == OnFault::Halt || attempt.transactions == 0 {
+        // What was parked already stays so, whatever is to become of others.
+        let halts = self.settings.on_fault == OnFault::Halt && attempt.released.is_empty();
+        if halts || attempt.transactions == 0 {
             return Err(fault);
+        }
+        if let Some(topic) = topic {
+            self.topics.failed(topic, why);
         }
         let named = (tx_id != "?").then(|| Arc::from(tx_id.as_str()));
         let alone = (attempt.transactions == 1).then_some(attempt.tx_id);
@@ -476,6 +273,13 @@ async fn applied(store: &mut impl Store, said: &position::Unsettled) -> Result<U
     Ok(Unsettled::of(store.unsettled().await?))
 }
 
+fn half_of(suspects: u64) -> u64 {
+    match suspects {
+        0 => u64::MAX,
+        suspects => (suspects / 2).max(1),
+    }
+}
+
 /// Applies what a record says, and answers what waits then.
 ///
 /// # Errors
@@ -484,64 +288,14 @@ pub async fn apply(
     store: &mut impl Store,
     said: &position::Unsettled,
 ) -> Result<position::Unsettled, Fault> {
-    let (transactions, ids) = applied(store, said).await?.tally();
-    Ok(position::Unsettled {
+    Ok(counted(&applied(store, said).await?))
+}
+
+fn counted(waiting: &Unsettled) -> position::Unsettled {
+    let (transactions, ids) = waiting.tally();
+    position::Unsettled {
         transactions,
         ids,
         ..position::Unsettled::default()
-    })
-}
-
-/// A transaction of the store, page by page.
-struct Pages<S> {
-    store: S,
-    entry: Entry,
-    index: u64,
-    page_events: u64,
-}
-
-impl<S: Store> Pages<S> {
-    fn new(store: S, entry: Entry, settings: &ParkSettings) -> Self {
-        let average = (entry.bytes / entry.events.max(1)).max(1);
-        let page_events =
-            (settings.batch_bytes_max / average / 4).clamp(1, settings.batch_events_max);
-        Self {
-            store,
-            entry,
-            index: 0,
-            page_events,
-        }
-    }
-
-    async fn page(&mut self) -> Result<Option<Slice>, Fault> {
-        if self.index >= self.entry.events {
-            return Ok(None);
-        }
-        let events = (self
-            .store
-            .events(self.entry.id, self.index, self.page_events))
-        .await?;
-        if events.is_empty() {
-            return Err(Fault::Refused(format!(
-                "outbox.parked_events has only {} of the {} events of {}: rows were deleted; put them back, or discard it",
-                self.index, self.entry.events, self.entry.tx_id
-            )));
-        }
-        let slice = Slice {
-            tx_id: Arc::clone(&self.entry.tx_id),
-            tx_count: self.entry.events,
-            first_index: self.index,
-            events,
-        };
-        self.index += slice.events.len() as u64;
-        Ok(Some(slice))
-    }
-}
-
-impl<S: Store> SliceSource for Pages<S> {
-    fn next(
-        &mut self,
-    ) -> std::pin::Pin<Box<dyn Future<Output = Result<Option<Slice>, Fault>> + Send + '_>> {
-        Box::pin(self.page())
     }
 }

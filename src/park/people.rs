@@ -1,12 +1,16 @@
 //! What people see of `outbox.parked`, and ask for. The relay acts on it.
 
+use std::collections::HashMap;
+
 use serde::Serialize;
-use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Row};
 use uuid::Uuid;
 
 use super::store::Request;
+use crate::database::{Value, xid};
 use crate::fault::Fault;
+use crate::position::{self, Xid};
 
 /// Events that `show` shows.
 const EVENTS_SHOWN_MAX: i64 = 1_000;
@@ -87,7 +91,7 @@ pub struct Shown {
 /// # Errors
 /// Those of the database.
 pub async fn list(client: &Client, relay: &str, all: bool) -> Result<Vec<Parked>, Fault> {
-    let values: [(&(dyn ToSql + Sync), Type); 2] = [(&relay, Type::TEXT), (&all, Type::BOOL)];
+    let values: [Value; 2] = [(&relay, Type::TEXT), (&all, Type::BOOL)];
     let list = include_str!("../../sql/park/list.sql");
     let rows = client.query_typed(list, &values).await?;
     rows.iter().map(parked).collect()
@@ -109,17 +113,33 @@ fn parked(row: &Row) -> Result<Parked, Fault> {
     })
 }
 
+/// The transactions that were ever set aside, by id, with whether they are not published yet, or never. `last` is what the
+/// last record says; asked after it was read, none that its position passed over is missing.
+///
+/// # Errors
+/// Those of the database.
+pub async fn set_aside(
+    client: &Client,
+    relay: &str,
+    last: &position::Unsettled,
+) -> Result<HashMap<Xid, bool>, Fault> {
+    let values: [Value; 2] = [(&relay, Type::TEXT), (&last.passed, Type::TEXT_ARRAY)];
+    let set_aside = include_str!("../../sql/verify/parked.sql");
+    let rows = client.query_typed(set_aside, &values).await?;
+    let of = |row: &Row| Ok((xid(row.try_get(0)?)?, row.try_get(1)?));
+    rows.iter().map(of).collect()
+}
+
 /// One of them.
 ///
 /// # Errors
 /// [`Fault::Setting`] if there is none of this id.
 pub async fn show(client: &Client, relay: &str, id: i64) -> Result<Shown, Fault> {
-    let all = list(client, relay, true).await?;
-    let parked = all
-        .into_iter()
-        .find(|parked| parked.id == id)
-        .ok_or_else(|| unknown(relay, &[id]))?;
-    let values: [(&(dyn ToSql + Sync), Type); 3] = [
+    let values: [Value; 2] = [(&relay, Type::TEXT), (&id, Type::INT8)];
+    let one = include_str!("../../sql/park/one.sql");
+    let rows = client.query_typed(one, &values).await?;
+    let parked = parked(rows.first().ok_or_else(|| unknown(relay, &[id]))?)?;
+    let values: [Value; 3] = [
         (&relay, Type::TEXT),
         (&id, Type::INT8),
         (&EVENTS_SHOWN_MAX, Type::INT8),
@@ -171,7 +191,7 @@ pub async fn request(
         Request::Retry => "retry",
         Request::Discard => "discard",
     };
-    let values: [(&(dyn ToSql + Sync), Type); 4] = [
+    let values: [Value; 4] = [
         (&relay, Type::TEXT),
         (&wish, Type::TEXT),
         (&ids, Type::INT8_ARRAY),

@@ -4,16 +4,16 @@ use bytes::Bytes;
 use deadpool_postgres::{Object, Pool};
 use serde_json::Value as Json;
 use tokio_postgres::Row;
-use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::types::Type;
 use uuid::Uuid;
 
-use super::Entry;
 use super::store::{New, Request, Store};
-use crate::database::Database;
+use super::unsettled::Unsettled;
+use super::{Entry, counted};
+use crate::database::{Database, Value, unsigned};
 use crate::event::{Event, Slice};
 use crate::fault::Fault;
-
-type Value<'a> = (&'a (dyn ToSql + Sync), Type);
+use crate::position;
 
 /// See the module's text.
 pub struct PostgresStore {
@@ -37,6 +37,26 @@ impl PostgresStore {
         })
     }
 
+    /// What would wait if what a record says were applied; by reading alone.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn would_wait(
+        &self,
+        said: &position::Unsettled,
+    ) -> Result<position::Unsettled, Fault> {
+        let values: [Value; 3] = [
+            (&self.relay, Type::TEXT),
+            (&said.passed, Type::TEXT_ARRAY),
+            (&said.settled, Type::TEXT_ARRAY),
+        ];
+        let sql = include_str!("../../sql/park/would_wait.sql");
+        let rows = self.rows(sql, &values).await?;
+        Ok(counted(&Unsettled::of(
+            rows.iter().map(entry).collect::<Result<_, _>>()?,
+        )))
+    }
+
     async fn rows(&self, sql: &str, values: &[Value<'_>]) -> Result<Vec<Row>, Fault> {
         Ok(self.pool.get().await?.query_typed(sql, values).await?)
     }
@@ -51,18 +71,11 @@ impl PostgresStore {
         let columns = Columns::of(slice)?;
         let client = self.writing()?;
         let append = include_str!("../../sql/park/append.sql");
-        client
-            .query_typed(append, &columns.values(&entry.id))
-            .await?;
         let bytes = signed(entry.bytes)?;
-        let values: [Value; 3] = [
-            (&entry.id, Type::INT8),
-            (&bytes, Type::INT8),
-            (&entry.keys, Type::INT8_ARRAY),
-        ];
-        client
-            .query_typed(include_str!("../../sql/park/size.sql"), &values)
-            .await?;
+        let mut values = columns.values(&entry.id).to_vec();
+        values.push((&bytes, Type::INT8));
+        values.push((&entry.keys, Type::INT8_ARRAY));
+        client.query_typed(append, &values).await?;
         Ok(())
     }
 
@@ -78,15 +91,18 @@ impl PostgresStore {
         let added = client
             .query_typed(include_str!("../../sql/park/add.sql"), &values)
             .await?;
-        let row = added.first().ok_or_else(|| {
-            Fault::LeaseLost(format!(
-                "{} stands in outbox.parked already: another relay of this name went on",
+        let Some(row) = added.first() else {
+            // A relay that lost its lease meanwhile is told so instead.
+            return Err(Fault::Refused(format!(
+                "{} stands in outbox.parked already, and not as pending: the position went back behind it; delete its row there,                  then it begins anew",
                 new.tx_id
-            ))
-        })?;
-        let id = row.try_get(0)?;
-        let forget = include_str!("../../sql/park/forget_events.sql");
-        client.query_typed(forget, &[(&id, Type::INT8)]).await?;
+            )));
+        };
+        let (id, was_there) = (row.try_get(0)?, row.try_get(1)?);
+        if was_there {
+            let forget = include_str!("../../sql/park/forget_events.sql");
+            client.query_typed(forget, &[(&id, Type::INT8)]).await?;
+        }
         Ok(id)
     }
 }
@@ -129,16 +145,16 @@ impl Store for PostgresStore {
     async fn confirm(&mut self, passed: &[String], settled: &[String]) -> Result<(), Fault> {
         // What an opening finds half written is not its own.
         self.abandon();
+        let mut changes: Vec<(&str, [Value; 2])> = Vec::new();
         for (sql, named) in [
-            (include_str!("../../sql/park/passed.sql"), passed),
-            (include_str!("../../sql/park/settled.sql"), settled),
+            (include_str!("../../sql/park/passed.sql"), &passed),
+            (include_str!("../../sql/park/settled.sql"), &settled),
         ] {
             if !named.is_empty() {
-                let values: [Value; 2] = [(&self.relay, Type::TEXT), (&named, Type::TEXT_ARRAY)];
-                self.rows(sql, &values).await?;
+                changes.push((sql, [(&self.relay, Type::TEXT), (named, Type::TEXT_ARRAY)]));
             }
         }
-        Ok(())
+        self.change(&changes).await
     }
 
     async fn unsettled(&mut self) -> Result<Vec<Entry>, Fault> {
@@ -161,12 +177,16 @@ impl Store for PostgresStore {
 
     async fn failed_again(&mut self, id: i64, why: &str) -> Result<(), Fault> {
         let values: [Value; 2] = [(&id, Type::INT8), (&why, Type::TEXT)];
-        self.rows(include_str!("../../sql/park/failed.sql"), &values)
-            .await?;
-        Ok(())
+        let failed = include_str!("../../sql/park/failed.sql");
+        self.change(&[(failed, values)]).await
     }
 
-    async fn events(&self, id: i64, index: u64, events_max: u64) -> Result<Vec<Event>, Fault> {
+    async fn events(
+        &self,
+        id: i64,
+        index: u64,
+        events_max: u64,
+    ) -> Result<Vec<(u64, Event)>, Fault> {
         let (index, events_max) = (signed(index)?, signed(events_max)?);
         let values: [Value; 3] = [
             (&id, Type::INT8),
@@ -179,6 +199,27 @@ impl Store for PostgresStore {
 }
 
 impl PostgresStore {
+    /// Makes these changes, durable together: the next record speaks no more of what was confirmed.
+    async fn change(&self, changes: &[(&str, [Value<'_>; 2])]) -> Result<(), Fault> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let client = self.pool.get().await?;
+        let changed = async {
+            let begin = include_str!("../../sql/park/begin.sql");
+            client.batch_execute(begin).await?;
+            for (sql, values) in changes {
+                client.query_typed(sql, values).await?;
+            }
+            client.batch_execute("commit").await
+        };
+        if let Err(error) = changed.await {
+            drop(Object::take(client));
+            return Err(error.into());
+        }
+        Ok(())
+    }
+
     /// A connection in the middle of a transaction is not given back to the pool.
     fn abandon(&mut self) {
         if let Some(client) = self.writing.take() {
@@ -196,10 +237,6 @@ impl PostgresStore {
 
 fn signed(number: u64) -> Result<i64, Fault> {
     i64::try_from(number).map_err(|_| Fault::Defect(format!("{number} events or bytes")))
-}
-
-fn unsigned(number: i64) -> u64 {
-    u64::try_from(number).unwrap_or(0)
 }
 
 fn request(text: Option<&str>) -> Result<Option<Request>, Fault> {
@@ -225,12 +262,12 @@ fn entry(row: &Row) -> Result<Entry, Fault> {
     })
 }
 
-fn event(row: &Row) -> Result<Event, Fault> {
+fn event(row: &Row) -> Result<(u64, Event), Fault> {
     let bytes = |column: usize| {
         let value: Option<&[u8]> = row.try_get(column)?;
         Ok::<_, Fault>(value.map(Bytes::copy_from_slice))
     };
-    Ok(Event {
+    let event = Event {
         seq: row.try_get(0)?,
         id: row.try_get(1)?,
         topic: row.try_get::<_, &str>(2)?.into(),
@@ -239,7 +276,8 @@ fn event(row: &Row) -> Result<Event, Fault> {
         payload: bytes(5)?,
         headers: headers_of(row.try_get(6)?)?,
         occurred_at_ms: row.try_get(7)?,
-    })
+    };
+    Ok((unsigned(row.try_get(8)?), event))
 }
 
 /// Pairs of name and value. All values come from JSON, so they are text.

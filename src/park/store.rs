@@ -66,13 +66,13 @@ pub trait Store: Clone + Send + 'static {
         why: &str,
     ) -> impl Future<Output = Result<(), Fault>> + Send;
 
-    /// The events of a transaction from `index` on, `events_max` of them at most.
+    /// The events of a transaction from `index` on, each with its own index, `events_max` of them at most.
     fn events(
         &self,
         id: i64,
         index: u64,
         events_max: u64,
-    ) -> impl Future<Output = Result<Vec<Event>, Fault>> + Send;
+    ) -> impl Future<Output = Result<Vec<(u64, Event)>, Fault>> + Send;
 }
 
 /// Keeps nothing.
@@ -108,7 +108,7 @@ impl Store for NoStore {
         Ok(())
     }
 
-    async fn events(&self, _: i64, _: u64, _: u64) -> Result<Vec<Event>, Fault> {
+    async fn events(&self, _: i64, _: u64, _: u64) -> Result<Vec<(u64, Event)>, Fault> {
         Ok(Vec::new())
     }
 }

@@ -82,6 +82,10 @@ pub(super) struct Unsettled {
     /// How many entries have a key.
     keys: HashMap<i64, u32>,
     size: (u64, u64),
+    /// Hashes of their `tx-id`s by exclusive or.
+    hash: i64,
+    /// Nothing was free when it was looked, and nothing that matters has changed since.
+    none_is_free: bool,
 }
 
 impl Unsettled {
@@ -119,8 +123,12 @@ impl Unsettled {
 
     /// Number, and hashes of their `tx-id`s by exclusive or.
     pub fn tally(&self) -> (u64, i64) {
-        let ids = self.entries.values().fold(0, |ids, it| ids ^ it.hash());
-        (self.entries.len() as u64, ids)
+        (self.entries.len() as u64, self.hash)
+    }
+
+    /// Their `tx-id`s, in order.
+    pub fn tx_ids(&self) -> impl Iterator<Item = &str> {
+        self.entries.values().map(|entry| &*entry.tx_id)
     }
 
     pub fn add(&mut self, entry: Entry) {
@@ -128,15 +136,37 @@ impl Unsettled {
             *self.keys.entry(*key).or_default() += 1;
         }
         self.size = (self.size.0 + entry.events, self.size.1 + entry.bytes);
+        self.hash ^= entry.hash();
+        self.none_is_free = false;
         self.ids.insert(Arc::clone(&entry.tx_id), entry.id);
         self.places.insert(entry.id, self.next_place);
         self.entries.insert(self.next_place, entry);
         self.next_place += 1;
     }
 
+    /// One of them goes on: more events of the transaction with this id.
+    pub fn grow(&mut self, id: i64, events: u64, bytes: u64, keys: &[i64]) -> Option<&Entry> {
+        let entry = self.entries.get_mut(self.places.get(&id)?)?;
+        for key in keys {
+            if entry.keys.binary_search(key).is_err() {
+                *self.keys.entry(*key).or_default() += 1;
+            }
+        }
+        entry.grow(events, bytes, keys);
+        self.size = (self.size.0 + events, self.size.1 + bytes);
+        Some(entry)
+    }
+
+    /// Takes all of them out, in order.
+    pub fn drain(&mut self) -> impl Iterator<Item = Entry> + use<> {
+        std::mem::take(self).entries.into_values()
+    }
+
     pub fn remove(&mut self, id: i64) -> Option<Entry> {
         let entry = self.entries.remove(&self.places.remove(&id)?)?;
         self.ids.remove(&entry.tx_id);
+        self.hash ^= entry.hash();
+        self.none_is_free = false;
         for key in &entry.keys {
             if let Some(count) = self.keys.get_mut(key) {
                 *count -= 1;
@@ -153,11 +183,15 @@ impl Unsettled {
         let place = self.places.get(&id);
         if let Some(entry) = place.and_then(|place| self.entries.get_mut(place)) {
             entry.request = Some(request);
+            self.none_is_free = false;
         }
     }
 
     /// What may be settled next, in order, within the limits: what was asked for, and what nothing before it holds.
-    pub fn free(&self, transactions_max: u64, limits: (u64, u64)) -> Vec<Entry> {
+    pub fn free(&mut self, transactions_max: u64, limits: (u64, u64)) -> Vec<Entry> {
+        if self.none_is_free {
+            return Vec::new();
+        }
         let (mut free, mut remaining) = (Vec::new(), HashSet::<i64>::new());
         let (mut transactions, mut events, mut bytes) = (0, 0, 0);
         for entry in self.entries.values() {
@@ -179,6 +213,8 @@ impl Unsettled {
             }
             free.push(entry.clone());
         }
+        // The first one goes whatever the limits are.
+        self.none_is_free = free.is_empty();
         free
     }
 }
@@ -233,6 +269,18 @@ mod tests {
         let (before, five) = (all.tally(), entry(5, false, &[]).hash());
         all.remove(5);
         assert_eq!(all.tally(), (before.0 - 1, before.1 ^ five));
+    }
+
+    #[test]
+    fn one_that_comes_in_parts_holds_the_keys_of_all_parts() {
+        let mut all = Unsettled::default();
+        all.add(Entry::new(1, "7-1-1".into(), true));
+        all.grow(1, 2, 10, &[4, 5]);
+        assert_eq!(all.grow(1, 1, 5, &[5, 6]).unwrap().keys, [4, 5, 6]);
+        assert_eq!(all.size(), (3, 15));
+        assert!(all.blocks(&[4]) && all.blocks(&[6]));
+        assert_eq!(all.drain().map(|it| it.events).collect::<Vec<_>>(), [3]);
+        assert!(all.is_empty() && !all.blocks(&[5]) && all.size() == (0, 0));
     }
 
     #[test]

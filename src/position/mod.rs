@@ -82,6 +82,15 @@ impl Snapshot {
         }
     }
 
+    /// The part of this snapshot in which nothing was in progress.
+    #[must_use]
+    pub fn below_all_open(&self) -> Self {
+        Self {
+            xmax: self.xmin(),
+            in_progress: Vec::new(),
+        }
+    }
+
     /// The part of this snapshot that a position may claim.
     ///
     /// After a crash PostgreSQL gives out again the ids of transactions whose end was not flushed, so a stored position
@@ -505,8 +514,10 @@ impl Position {
             capture: "table".to_owned(),
             ..self.origin.clone()
         };
-        (in_progress.len() <= IN_PROGRESS_MAX)
-            .then(|| Self::at(origin, Snapshot { xmax, in_progress }))
+        (in_progress.len() <= IN_PROGRESS_MAX).then(|| Self {
+            unsettled: self.unsettled.clone(),
+            ..Self::at(origin, Snapshot { xmax, in_progress })
+        })
     }
 
     /// Whether `self` claims no more than `other`: positions of one relay only ever grow.

@@ -15,7 +15,7 @@
 mod publisher;
 mod selection;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::pin::pin;
 
 use futures_util::TryStreamExt;
@@ -26,10 +26,12 @@ use uuid::Uuid;
 use self::publisher::Publisher;
 pub use self::selection::Selection;
 use crate::capture::route::Route;
-use crate::capture::table::{event, origin, shape, unsigned, xid};
+use crate::capture::table::{event, origin, shape};
 use crate::config::{Settings, SinkKind};
+use crate::database::{unsigned, xid};
 use crate::event::{Event, Slice};
 use crate::fault::Fault;
+use crate::park::people::set_aside;
 use crate::position::{Origin, Position, Xid};
 use crate::sink::kafka::last_position;
 
@@ -103,8 +105,9 @@ pub async fn replay(
         true => Some(Publisher::open(&settings.kafka, &id).await?),
         false => None,
     };
+    let name = &settings.name;
     let reading = Reading {
-        parked: parked(&client).await?,
+        set_aside: set_aside(&client, name, &position.unsettled).await?,
         settings,
         selection,
         position: &position,
@@ -112,7 +115,11 @@ pub async fn replay(
     };
     let found = reading.rows(&client, id, &mut publisher).await;
     match (found, publisher) {
-        (Ok(mut found), Some(publisher)) => {
+        (Ok(mut found), Some(mut publisher)) => {
+            if let Err(fault) = publisher.flush().await {
+                publisher.abandon().await;
+                return Err(fault);
+            }
             publisher.commit(found.events > 0).await?;
             found.applied = true;
             Ok(found)
@@ -125,17 +132,8 @@ pub async fn replay(
     }
 }
 
-/// The transactions that the position passed over, and that were not published since. Asked after the position was read, so
-/// none that it passed is missing.
-async fn parked(client: &Client) -> Result<HashSet<Xid>, Fault> {
-    let rows = client
-        .query_typed(include_str!("../../sql/verify/parked.sql"), &[])
-        .await?;
-    rows.iter().map(|row| xid(row.try_get(0)?)).collect()
-}
-
 struct Reading<'a> {
-    parked: HashSet<Xid>,
+    set_aside: HashMap<Xid, bool>,
     settings: &'a Settings,
     selection: &'a Selection,
     position: &'a Position,
@@ -172,7 +170,7 @@ impl Reading<'_> {
                 continue;
             }
             let passed = self.position.covers(place.xid, place.last_seq);
-            if !passed || self.parked.contains(&place.xid) {
+            if !passed || self.set_aside.get(&place.xid) == Some(&true) {
                 found.not_published += 1;
                 continue;
             }

@@ -2,18 +2,17 @@
 
 use std::sync::Arc;
 
-use crate::event::Slice;
+use crate::event::{Event, Slice};
 use crate::fault::{Fault, Server};
-use crate::sink::kafka::KafkaSettings;
 use crate::sink::kafka::producer::{Shell as _, ThreadShell};
-
-/// Events that go to the producer's thread in one piece.
-const PIECE_EVENTS: usize = 1_024;
+use crate::sink::kafka::{KafkaSettings, PIECE_BYTES, PIECE_EVENTS};
 
 /// An open Kafka transaction. Dropped, it is never committed.
 pub struct Publisher {
     shell: ThreadShell,
     piece: Vec<Slice>,
+    /// Of the piece.
+    bytes: usize,
 }
 
 impl Publisher {
@@ -30,15 +29,24 @@ impl Publisher {
         Ok(Self {
             shell,
             piece: Vec::new(),
+            bytes: 0,
         })
     }
 
     pub async fn publish(&mut self, slice: Slice) -> Result<(), Fault> {
+        self.bytes += slice.events.iter().map(Event::bytes).sum::<usize>();
         self.piece.push(slice);
-        if self.piece.len() >= PIECE_EVENTS {
+        if self.piece.len() >= PIECE_EVENTS || self.bytes >= PIECE_BYTES {
+            self.bytes = 0;
             self.shell.produce(std::mem::take(&mut self.piece)).await?;
         }
         Ok(())
+    }
+
+    /// Waits until the brokers have all that was published: what they refuse is known then.
+    pub async fn flush(&mut self) -> Result<(), Fault> {
+        self.shell.produce(std::mem::take(&mut self.piece)).await?;
+        self.shell.flush().await.map(|_| ())
     }
 
     /// Ends the transaction without a trace: a new producer's epoch makes the broker abort it. Else consumers would wait for its
@@ -55,8 +63,6 @@ impl Publisher {
     /// The producer does nothing after it, so no frame of it that is late can meet another transaction.
     pub async fn commit(mut self, any: bool) -> Result<(), Fault> {
         if any {
-            self.shell.produce(std::mem::take(&mut self.piece)).await?;
-            self.shell.flush().await?;
             self.shell.commit().await.map_err(|fault| {
                 Fault::Unavailable(
                     Server::Kafka,

@@ -48,10 +48,15 @@ impl Old {
         };
         here.accepts(marked, next_xid)?;
         let published = published(marked);
-        match published.grows_into(&published_exactly(&self.acknowledged)) {
-            true => Ok(published.without(unsettled)),
-            false => Err(Unusable::NotReached),
+        if !published.grows_into(&published_exactly(&self.acknowledged)) {
+            return Err(Unusable::NotReached);
         }
+        let may_go = published.without(unsettled);
+        Ok(match may_go.in_progress().len() <= OPEN_MAX {
+            true => may_go,
+            // What lies behind the oldest of them goes later.
+            false => may_go.below_all_open(),
+        })
     }
 }
 

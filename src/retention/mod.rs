@@ -31,7 +31,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
-pub use self::decide::{Leaf, Old, Step, Unusable, steps};
+use self::decide::{Step, Unusable, steps};
 use self::store::{Place, Store};
 use crate::capture::CaptureSettings;
 use crate::database::Database;
@@ -48,10 +48,6 @@ const ROWS_MAX: u32 = 1_000;
 const PAUSE: Duration = Duration::from_millis(10);
 /// A leaf that somebody works in is tried again so often, then with the next look.
 const TRIES: u32 = 20;
-/// Each pass goes on where the last one had seen all; of so many passes one goes through the whole table, for what was
-/// settled meanwhile.
-const WHOLE_EACH: u32 = 60;
-
 /// How long published rows stay, and of which table.
 #[derive(Clone)]
 pub struct RetentionSettings {
@@ -73,7 +69,6 @@ where
         lease,
         store: None,
         done: None,
-        passes: 0,
         told: None,
     };
     AbortOnDropHandle::new(tokio::spawn(retention.run()))
@@ -85,7 +80,6 @@ struct Retention<L> {
     store: Option<Store>,
     /// The mark that was gone by last, to its end, and below what there was nothing left.
     done: Option<(String, Place)>,
-    passes: u32,
     /// What the log was told last, so that it is told once.
     told: Option<String>,
 }
@@ -146,15 +140,15 @@ impl<L: Lease> Retention<L> {
         };
         let from = match &self.done {
             Some((at, _)) if *at == old.at => return Ok(None),
-            Some((_, from)) if !self.passes.is_multiple_of(WHOLE_EACH) => *from,
-            _ => Place::default(),
+            // What was not settled then lies behind it too.
+            Some((_, from)) => *from,
+            None => Place::default(),
         };
         let unsettled = store.unsettled().await?;
         let may_go = match old.may_go(&store.origin, store.next_xid().await?, &unsettled) {
             Ok(may_go) => may_go,
             Err(unusable) => return Ok(Some(unusable)),
         };
-        self.passes = self.passes.wrapping_add(1);
         let (gone, all) = Pass {
             store,
             lease: &self.lease,

@@ -3,18 +3,16 @@
 use std::time::Duration;
 
 use tokio_postgres::error::SqlState;
-use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Row};
 
 use super::decide::{Leaf, Old};
 use crate::capture::CaptureSettings;
 use crate::capture::columns::Shape;
-use crate::capture::table::{origin, shape, unsigned, xid};
-use crate::database::Database;
+use crate::capture::table::{origin, shape};
+use crate::database::{Database, Value, unsigned, xid};
 use crate::fault::Fault;
 use crate::position::{Origin, Position, Snapshot, Xid};
-
-type Value<'a> = (&'a (dyn ToSql + Sync), Type);
 
 /// How long a statement waits for a lock. Deleting takes none that a writer waits for, so it only bounds our own wait.
 const LOCK_TIMEOUT: Duration = Duration::from_millis(200);

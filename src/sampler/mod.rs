@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use serde::Serialize;
 use tokio::time::{Instant, timeout};
-use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Row};
 
 pub use self::rate::Rate;
 use crate::capture::CaptureSettings;
-use crate::capture::table::{shape, unsigned};
-use crate::database::Database;
+use crate::capture::table::shape;
+use crate::database::{Database, Value, unsigned};
 use crate::fault::{Fault, Server};
 use crate::position::{Lsn, Position};
 
@@ -23,8 +23,6 @@ use crate::position::{Lsn, Position};
 const LAG_ROWS_MAX: i64 = 50_000;
 /// For all of a sample, connecting included.
 const PATIENCE: Duration = Duration::from_secs(6);
-
-type Value<'a> = (&'a (dyn ToSql + Sync), Type);
 
 /// What was seen, at one moment.
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -39,6 +39,7 @@ use crate::config::{Settings, SinkKind};
 use crate::fault::Fault;
 use crate::ledger::{Check, PositionRecord, Report};
 use crate::outcome::{self, grouped};
+use crate::park::people::set_aside;
 use crate::scan::{self, Brokers, Extents, Scan, offsets_of};
 use crate::sink::kafka::position_topic::topic_of;
 use crate::sink::kafka::record::REPLAY;
@@ -107,7 +108,9 @@ pub async fn verify(settings: &Settings) -> Result<Findings, Fault> {
     let history = History::new(&marks, &positions);
     let (table, shape) = shape(&client, &settings.outbox).await?;
     progress.say(&format!("reading the rows of {table}"));
-    let retained = retained::read(&client, &shape, &settings.outbox.route, &history).await?;
+    let set_aside = set_aside(&client, &settings.name, &last.position.unsettled).await?;
+    let route = &settings.outbox.route;
+    let retained = retained::read(&client, &shape, route, &history, &set_aside).await?;
     let topics: Vec<String> = retained
         .ledger
         .topics()

@@ -1,6 +1,6 @@
 //! The rows that the table holds, read in one snapshot, row by row.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::pin::pin;
 
 use futures_util::TryStreamExt;
@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::history::{History, Published};
 use crate::capture::columns::Shape;
 use crate::capture::route::Route;
-use crate::capture::table::{unsigned, xid};
+use crate::database::{unsigned, xid};
 use crate::fault::Fault;
 use crate::ledger::{CommittedEvent, Ledger};
 use crate::position::{NotASnapshot, Snapshot, Xid};
@@ -45,6 +45,7 @@ pub async fn read(
     shape: &Shape,
     route: &str,
     history: &History<'_>,
+    set_aside: &HashMap<Xid, bool>,
 ) -> Result<Retained, Fault> {
     client
         .batch_execute("begin isolation level repeatable read read only")
@@ -56,7 +57,6 @@ pub async fn read(
         .parse()
         .map_err(|error: NotASnapshot| Fault::Defect(error.to_string()))?;
     let planned = transactions(client, shape, history).await?;
-    let parked = parked(client).await?;
     let order = order_of(&planned);
     let mut retained = Retained {
         ledger: Ledger::of_retained_rows(),
@@ -88,11 +88,15 @@ pub async fn read(
                 false => events.push(event),
             }
         }
-        // What was parked is published late or never, and the position does not say which.
-        match history.is_due(*published) && !parked.contains(id) {
+        // What was set aside is published late or never.
+        let waits = set_aside.get(id);
+        let added = match history.is_due(*published) && waits != Some(&true) {
             true => retained.ledger.commit(id.to_string(), events),
             false => retained.ledger.commit_undue(id.to_string(), events),
         };
+        if waits.is_some() {
+            added.late();
+        }
     }
     client.batch_execute("rollback").await?;
     Ok(retained)
@@ -118,13 +122,6 @@ async fn transactions(
         transactions.push((xid, unsigned(row.try_get(2)?), published));
     }
     Ok(transactions)
-}
-
-/// The transactions that were ever parked or held.
-async fn parked(client: &Client) -> Result<HashSet<Xid>, Fault> {
-    let sql = include_str!("../../sql/verify/parked.sql");
-    let rows = client.query_typed(sql, &[]).await?;
-    rows.iter().map(|row| xid(row.try_get(0)?)).collect()
 }
 
 /// For each transaction its place in the order of publication; equal where that is not known.

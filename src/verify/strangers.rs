@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::Unjudged;
 use super::retained::Retained;
+use crate::database::xid;
 use crate::fault::Fault;
 use crate::ledger::{Check, Offender, SeenRecord};
 use crate::position::Xid;
@@ -103,7 +104,7 @@ async fn status(client: &Client, strangers: &[Stranger]) -> Result<HashMap<Xid, 
     let mut known = HashMap::new();
     for row in &rows {
         if let Some(status) = row.try_get(1)? {
-            known.insert(crate::capture::table::xid(row.try_get(0)?)?, status);
+            known.insert(xid(row.try_get(0)?)?, status);
         }
     }
     Ok(known)

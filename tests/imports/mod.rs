@@ -111,7 +111,7 @@ const OURS: [(&str, &[&str]); 34] = [
     ("init", &["database", "fault"]),
     ("ring", &["database", "fault"]),
     ("roles", &["capture", "database", "fault"]),
-    ("database", &["fault"]),
+    ("database", &["fault", "position"]),
     ("event", &["fault", "position"]),
     ("fault", &["position"]),
     ("position", &[]),
@@ -122,18 +122,21 @@ const OURS: [(&str, &[&str]); 34] = [
     // Reads rows as the table capture does, and publishes by the sink's shell: there is no position to keep.
     (
         "replay",
-        &["capture", "config", "event", "fault", "position", "sink"],
+        &[
+            "capture", "config", "database", "event", "fault", "park", "position", "sink",
+        ],
     ),
     (
         "verify",
         &[
-            "capture", "config", "fault", "ledger", "outcome", "position", "scan", "sink",
+            "capture", "config", "database", "fault", "ledger", "outcome", "park", "position",
+            "scan", "sink",
         ],
     ),
     (
         "doctor",
         &[
-            "capture", "config", "fault", "init", "park", "position", "sink",
+            "capture", "config", "database", "fault", "init", "park", "position", "sink",
         ],
     ),
     (
@@ -156,6 +159,7 @@ const OTHERS: [(&str, &[&str]); 8] = [
         "rdkafka",
         &[
             "sink/kafka/",
+            "consume.rs",
             "scan.rs",
             "verify/",
             "demo/",
@@ -178,6 +182,7 @@ const OTHERS: [(&str, &[&str]); 8] = [
             "park/people.rs",
             "park/postgres.rs",
             "position/",
+            "produce.rs",
             "replay/",
             "retention/store.rs",
             "sampler/",

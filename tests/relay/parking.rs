@@ -3,15 +3,15 @@
 use outbox_relay::capture::CaptureKind;
 #[cfg(debug_assertions)]
 use outbox_relay::crash_point::PARK_CRASH_POINTS;
+use outbox_relay::sink::kafka::position_topic::topic_of;
 use serde_json::Value;
-use tokio::process::Command;
 
 use super::verify::verify;
-use crate::support::process::{RelayProcess, binary};
+use crate::support::process::RelayProcess;
 use crate::support::scan::records;
 use crate::support::scene::Scene;
 use crate::support::topic::Hand;
-use crate::support::{unique, until};
+use crate::support::{unique, until, within};
 
 /// A relay that makes no topics, a topic that is there, and one that is not.
 struct Poison {
@@ -62,15 +62,8 @@ impl Poison {
     }
 
     async fn parked(&self, arguments: &[&str]) -> std::process::Output {
-        Command::new(binary())
-            .arg("parked")
-            .args(arguments)
-            .args(["--name", &self.scene.relay.name])
-            .args(["--database-url", &self.scene.relay.database_url])
-            .kill_on_drop(true)
-            .output()
-            .await
-            .unwrap()
+        let words: Vec<&str> = ["parked"].iter().chain(arguments).copied().collect();
+        self.scene.relay.ask(&words).await
     }
 
     async fn asked(&self, arguments: &[&str]) {
@@ -329,21 +322,124 @@ async fn rows_that_are_missing_are_no_first_start(capture: CaptureKind) {
         .await;
     assert_eq!(relay.ended().await.code(), Some(3));
     let relay = &poison.scene.relay;
-    let adopted = Command::new(binary())
-        .args(["adopt", "--apply", "--name", &relay.name])
-        .args(["--database-url", &relay.database_url])
-        .args(["--kafka-brokers", &relay.brokers])
-        .args(["--capture", capture.name()])
-        .output()
-        .await
-        .unwrap();
-    let said = String::from_utf8_lossy(&adopted.stdout);
-    assert!(
-        said.contains("parked and held transactions: 1 become 0"),
-        "{adopted:?}"
-    );
+    for apply in [&[][..], &["--apply"]] {
+        let words = ["adopt", "--capture", capture.name()];
+        let words: Vec<&str> = words.iter().chain(apply).copied().collect();
+        let adopted = relay.ask(&words).await;
+        let said = String::from_utf8_lossy(&adopted.stdout);
+        assert!(
+            said.contains("parked and held transactions: 1 become 0"),
+            "{adopted:?}"
+        );
+    }
     relay.catch_up().await;
     poison.scene.drop_slots().await;
+}
+
+both_captures!(
+    120,
+    transactions_for_a_topic_that_is_not_there_are_set_aside_together
+);
+
+async fn transactions_for_a_topic_that_is_not_there_are_set_aside_together(capture: CaptureKind) {
+    let poison = Poison::of(capture, &[]).await;
+    for i in 0..100 {
+        let (key, other) = (format!("k{i}"), format!("o{i}"));
+        poison.commit(&[(&poison.bad, &key, "no")]).await;
+        poison.commit(&[(&poison.good, &other, "yes")]).await;
+    }
+    let relay = poison.scene.relay.start().await;
+    poison.shows(&poison.good, &["yes"; 100]).await;
+    until("all of them are parked", 30, async || {
+        poison.states().await == ["parked"; 100]
+    })
+    .await;
+    let topic = topic_of(&poison.scene.relay.name);
+    let positions = records(&poison.scene.relay.brokers, &topic).await;
+    let last = positions.last().unwrap().value.clone().unwrap();
+    let last: Value = serde_json::from_slice(&last).unwrap();
+    let (_, producer) = last["instance"].as_str().unwrap().rsplit_once('#').unwrap();
+    let producers: u32 = producer.parse().unwrap();
+    assert!(producers < 10, "one try is enough for all: {producers}");
+    poison.end(relay).await;
+}
+
+both_captures!(60, events_that_are_missing_are_refused);
+
+/// Else those that are left would be published as if they were all.
+async fn events_that_are_missing_are_refused(capture: CaptureKind) {
+    let poison = Poison::of(capture, &[]).await;
+    let bad = poison.bad.as_str();
+    poison
+        .commit(&[(bad, "k", "a"), (bad, "k", "b"), (bad, "k", "c")])
+        .await;
+    let relay = poison.scene.relay.start().await;
+    let id = poison.waits(0).await.to_string();
+    let client = poison.scene.database.connect().await;
+    let delete = "delete from outbox.parked_events where index = 1";
+    client.batch_execute(delete).await.unwrap();
+    poison.hand.create(bad, 1, &[]).await;
+    poison.asked(&["retry", &id]).await;
+    relay.says("has not all 3 events").await;
+    assert_eq!(relay.ended().await.code(), Some(3));
+    assert_eq!(poison.values(bad).await, [""; 0]);
+    poison.scene.drop_slots().await;
+}
+
+both_captures!(
+    90,
+    a_retry_that_fails_again_does_not_stop_a_relay_that_halts
+);
+
+/// It would stop at each start, for ever.
+async fn a_retry_that_fails_again_does_not_stop_a_relay_that_halts(capture: CaptureKind) {
+    let mut poison = Poison::of(capture, &[]).await;
+    poison.commit(&[(&poison.bad, "k", "a")]).await;
+    let relay = poison.scene.relay.start().await;
+    let id = poison.waits(0).await.to_string();
+    relay.terminate().await;
+    poison.scene.relay = poison.scene.relay.with(&["--on-fault", "halt"]);
+    poison.asked(&["retry", &id]).await;
+    let relay = poison.scene.relay.start().await;
+    until("the second try", 30, async || {
+        poison.list().await[0]["attempts"] == 2
+    })
+    .await;
+    poison.commit(&[(&poison.good, "x", "b")]).await;
+    poison.shows(&poison.good, &["b"]).await;
+    poison.asked(&["discard", &id, "--reason", "a test"]).await;
+    until("nothing waits", 10, async || poison.list().await.is_empty()).await;
+    poison.end(relay).await;
+}
+
+#[cfg(debug_assertions)]
+#[test]
+fn what_is_parked_survives_a_recovery_and_moves() {
+    within(240, async {
+        let mut poison = Poison::of(CaptureKind::Wal, &[]).await;
+        poison.fill().await;
+        // The last record alone says that they were passed over.
+        poison.dies_at("park.passed").await;
+        let done = poison.scene.relay.ask(&["recover", "--apply"]).await;
+        assert!(done.status.success(), "{done:?}");
+        let relay = poison.scene.relay.start().await;
+        let id = poison.waits(1).await.to_string();
+        relay.terminate().await;
+        for capture in [CaptureKind::Table, CaptureKind::Wal] {
+            let to = ["move", "--to", capture.name()];
+            let moved = poison.scene.relay.ask(&to).await;
+            assert!(moved.status.success(), "{moved:?}");
+            poison.scene.relay.capture = capture;
+            let relay = poison.scene.relay.start().await;
+            relay.says("2 transactions are parked or held").await;
+            relay.says("active").await;
+            relay.terminate().await;
+        }
+        poison.hand.create(&poison.bad, 1, &[]).await;
+        poison.asked(&["retry", &id]).await;
+        let relay = poison.scene.relay.start().await;
+        poison.comes_back(relay).await;
+    });
 }
 
 #[cfg(debug_assertions)]

@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Stdio};
+use std::process::{ExitStatus, Output, Stdio};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -91,6 +91,19 @@ impl RelayOf {
             .stdin(Stdio::null())
             .kill_on_drop(true);
         command
+    }
+
+    /// Another command with its settings.
+    pub async fn ask(&self, words: &[&str]) -> Output {
+        Command::new(binary())
+            .args(words)
+            .args(["--name", &self.name])
+            .args(["--database-url", &self.database_url])
+            .args(["--kafka-brokers", &self.brokers])
+            .kill_on_drop(true)
+            .output()
+            .await
+            .expect("the program")
     }
 
     /// Starts it; its log goes to a file, which stays under `target` if the test fails.

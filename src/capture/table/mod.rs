@@ -19,8 +19,8 @@ use tokio::time::{Instant, sleep};
 use tracing::info;
 
 use self::large::LargeTransaction;
+pub(crate) use self::postgres::shape;
 pub use self::postgres::{PostgresShell, origin};
-pub(crate) use self::postgres::{shape, unsigned, xid};
 pub(crate) use self::rows::event;
 use self::shell::{Opened, Shell};
 pub use super::window::Planned;

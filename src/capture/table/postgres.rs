@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use deadpool_postgres::{Object, Pool};
 use futures_util::{TryFutureExt, TryStreamExt, try_join};
-use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Row};
 
 use super::rows::event;
@@ -16,12 +16,10 @@ use crate::capture::columns::{Shape, Statements};
 use crate::capture::registry::{self, Registration};
 use crate::capture::route::Route;
 use crate::capture::window::Planned;
-use crate::database::Database;
+use crate::database::{Database, Value, unsigned, xid};
 use crate::event::Event;
 use crate::fault::{Fault, Server};
 use crate::position::{NotASnapshot, Origin, Position, Snapshot, Xid};
-
-type Value<'a> = (&'a (dyn ToSql + Sync), Type);
 
 /// See the module's text.
 pub struct PostgresShell {
@@ -338,13 +336,4 @@ fn planned(row: &Row) -> Result<Planned, Fault> {
 fn snapshot(text: &str) -> Result<Snapshot, Fault> {
     text.parse()
         .map_err(|error: NotASnapshot| Fault::Defect(error.to_string()))
-}
-
-pub(crate) fn xid(text: &str) -> Result<Xid, Fault> {
-    text.parse()
-        .map_err(|_| Fault::Defect(format!("{text:?} is not a transaction id")))
-}
-
-pub(crate) fn unsigned(number: i64) -> u64 {
-    u64::try_from(number).unwrap_or(0)
 }

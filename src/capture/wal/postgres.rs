@@ -5,7 +5,7 @@ use std::time::Duration;
 use deadpool_postgres::{Object, Pool};
 use tokio::time::{Instant, sleep};
 use tokio_postgres::Row;
-use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::types::Type;
 
 use super::make::{primary, written};
 use super::shell::{Here, Present, Shell, SlotMade};
@@ -15,12 +15,10 @@ use super::wire::{Wire, WireStream};
 use crate::capture::CaptureSettings;
 use crate::capture::columns::names;
 use crate::capture::registry::{self, Registration};
-use crate::capture::table::{origin, unsigned, xid};
-use crate::database::Database;
+use crate::capture::table::origin;
+use crate::database::{Database, Value, unsigned, xid};
 use crate::fault::{Fault, Server};
 use crate::position::{Lsn, Origin, Position, Snapshot};
-
-type Value<'a> = (&'a (dyn ToSql + Sync), Type);
 
 /// How long a walsender that had our slot before may take to end by itself.
 const SLOT_PATIENCE: Duration = Duration::from_millis(300);

@@ -73,8 +73,8 @@ pub fn of_code(code: RDKafkaErrorCode, at: At<'_>, text: String) -> Fault {
             "make the payload smaller, or raise max.message.bytes of the topic and of the relay",
         ),
         // The topic.
-        Code::InvalidTopic => by_subject(at, text, "correct the topic's name"),
-        Code::TopicAuthorizationFailed => by_subject(
+        Code::InvalidTopic => by_topic(at, text, "correct the topic's name"),
+        Code::TopicAuthorizationFailed => by_topic(
             at,
             text,
             "grant the relay's principal Write and Describe on the topic",
@@ -83,7 +83,7 @@ pub fn of_code(code: RDKafkaErrorCode, at: At<'_>, text: String) -> Fault {
         | Code::InvalidPartitions
         | Code::InvalidReplicationFactor
         | Code::InvalidReplicaAssignment
-        | Code::InvalidConfig => by_subject(
+        | Code::InvalidConfig => by_topic(
             at,
             text,
             "create the topic yourself, as the cluster's policy wants it",
@@ -167,10 +167,24 @@ pub fn of_code(code: RDKafkaErrorCode, at: At<'_>, text: String) -> Fault {
     }
 }
 
+fn by_topic(at: At<'_>, text: String, remedy: &str) -> Fault {
+    match (at, by_subject(at, text, remedy)) {
+        (At::Event { topic, .. }, Fault::Unpublishable { tx_id, why, .. }) => {
+            Fault::Unpublishable {
+                tx_id,
+                topic: Some(topic.to_owned()),
+                why,
+            }
+        }
+        (_, fault) => fault,
+    }
+}
+
 fn by_subject(at: At<'_>, text: String, remedy: &str) -> Fault {
     match at {
         At::Event { topic, tx_id } => Fault::Unpublishable {
             tx_id: tx_id.to_owned(),
+            topic: None,
             why: format!("topic {topic}: {text}; {remedy}"),
         },
         At::PositionTopic(topic) => {
@@ -204,7 +218,7 @@ mod tests {
             "too large".into(),
         );
         assert!(
-            matches!(&fault, Fault::Unpublishable { tx_id, why } if tx_id == "7-1-10" && why.contains("topic t"))
+            matches!(&fault, Fault::Unpublishable { tx_id, why, .. } if tx_id == "7-1-10" && why.contains("topic t"))
         );
         let fault = of_code(
             RDKafkaErrorCode::TopicAuthorizationFailed,

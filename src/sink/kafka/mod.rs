@@ -29,8 +29,8 @@ use crate::sink::kafka::producer::{Shell, ThreadShell};
 
 /// Events, and their bytes, that go to the producer's thread in one piece. A piece of this size takes it a few
 /// milliseconds, so that handing over costs nothing beside it, and gathering the next one goes on meanwhile.
-const PIECE_EVENTS: usize = 1_024;
-const PIECE_BYTES: usize = 1 << 20;
+pub(crate) const PIECE_EVENTS: usize = 1_024;
+pub(crate) const PIECE_BYTES: usize = 1 << 20;
 
 /// Proves that this relay holds the lease on its name.
 #[allow(

@@ -717,6 +717,7 @@ impl Worker {
         let unpublishable = |why: String| {
             Err(Fault::Unpublishable {
                 tx_id: tx_id.to_owned(),
+                topic: Some(topic.to_owned()),
                 why,
             })
         };

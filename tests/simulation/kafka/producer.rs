@@ -150,6 +150,7 @@ impl Producer {
             } else {
                 "?".into()
             },
+            topic: None,
             why: "it is poisoned".into(),
         })
     }

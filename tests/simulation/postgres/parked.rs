@@ -237,13 +237,19 @@ impl Store for ParkStore {
         .await
     }
 
-    async fn events(&self, id: i64, index: u64, events_max: u64) -> Result<Vec<Event>, Fault> {
+    async fn events(
+        &self,
+        id: i64,
+        index: u64,
+        events_max: u64,
+    ) -> Result<Vec<(u64, Event)>, Fault> {
         let mut session = Session::connect(&self.world).await?;
         session
             .ask(|server| {
                 let events = server.parked.row_of(id).map(|row| &row.events[..]);
-                let rest = events.unwrap_or_default().iter().skip(index as usize);
-                rest.take(events_max as usize).cloned().collect()
+                let all = (0..).zip(events.unwrap_or_default().iter().cloned());
+                let rest = all.skip(index as usize);
+                rest.take(events_max as usize).collect()
             })
             .await
     }

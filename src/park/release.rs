@@ -1,0 +1,141 @@
+//! What is free to go again, and the way back into a batch.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::store::Request;
+use super::unsettled::Entry;
+use super::{Attempt, LOOK_EVERY, Park, ParkSettings, Store};
+use crate::event::{Batch, Event, Slice, SliceSource};
+use crate::fault::Fault;
+use crate::position::Position;
+
+impl<S: Store> Park<S> {
+    /// What is free to go now: retried by request, or not held any more. Its position stays `at`.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn release(&mut self, at: &Position) -> Result<Option<Batch>, Fault> {
+        if self.unsettled.is_empty() {
+            return Ok(None);
+        }
+        if self.looked.is_none_or(|at| at.elapsed() >= LOOK_EVERY) {
+            self.looked = Some(Instant::now());
+            for (id, request) in self.store.requests().await? {
+                self.unsettled.request(id, request);
+            }
+        }
+        let limits = (
+            self.settings.batch_events_max,
+            self.settings.batch_bytes_max,
+        );
+        let transactions_max = self.transactions_max();
+        let free = self.unsettled.free(transactions_max, limits);
+        if free.is_empty() {
+            return Ok(None);
+        }
+        let mut batch = self.load(&free, &at.place()).await?;
+        self.settling = free.iter().map(|entry| entry.id).collect();
+        self.attempt = Attempt {
+            transactions: free.iter().filter(|it| is_published(it)).count() as u64,
+            tx_id: batch.first_tx_id().await?,
+            released: self.settling.clone(),
+        };
+        Ok(Some(batch))
+    }
+
+    /// The events of what is settled, but for what is discarded.
+    async fn load(&mut self, free: &[Entry], at: &Position) -> Result<Batch, Fault> {
+        let published: Vec<&Entry> = free.iter().filter(|it| is_published(it)).collect();
+        if let [one] = published[..]
+            && (one.events > self.settings.batch_events_max
+                || one.bytes > self.settings.batch_bytes_max)
+        {
+            let source = Pages::new(self.store.clone(), one.clone(), &self.settings);
+            return Ok(Batch::streaming(
+                Box::new(source),
+                one.events,
+                at.clone(),
+                false,
+            ));
+        }
+        let mut slices = Vec::new();
+        for entry in published {
+            let mut pages = Pages::new(self.store.clone(), entry.clone(), &self.settings);
+            let mut whole: Vec<Event> = Vec::new();
+            while let Some(slice) = pages.page().await? {
+                whole.extend(slice.events);
+            }
+            slices.push(Slice {
+                tx_id: Arc::clone(&entry.tx_id),
+                tx_count: entry.events,
+                first_index: 0,
+                events: whole,
+            });
+        }
+        Ok(Batch::of(slices, at.clone(), false))
+    }
+}
+
+fn is_published(entry: &Entry) -> bool {
+    entry.request != Some(Request::Discard)
+}
+
+/// A transaction of the store, page by page.
+struct Pages<S> {
+    store: S,
+    entry: Entry,
+    index: u64,
+    page_events: u64,
+}
+
+impl<S: Store> Pages<S> {
+    fn new(store: S, entry: Entry, settings: &ParkSettings) -> Self {
+        let average = (entry.bytes / entry.events.max(1)).max(1);
+        let page_events =
+            (settings.batch_bytes_max / average / 4).clamp(1, settings.batch_events_max);
+        Self {
+            store,
+            entry,
+            index: 0,
+            page_events,
+        }
+    }
+
+    async fn page(&mut self) -> Result<Option<Slice>, Fault> {
+        if self.index >= self.entry.events {
+            return Ok(None);
+        }
+        let events = (self
+            .store
+            .events(self.entry.id, self.index, self.page_events))
+        .await?;
+        // One after the other, from here on: a row that was deleted in the middle would tear the transaction.
+        let has_gap = (self.index..)
+            .zip(&events)
+            .any(|(expected, (index, _))| *index != expected);
+        if events.is_empty() || has_gap {
+            return Err(Fault::Refused(format!(
+                "outbox.parked_events has not all {} events of {}: rows were deleted; put them back, or discard it",
+                self.entry.events, self.entry.tx_id
+            )));
+        }
+        let slice = Slice {
+            tx_id: Arc::clone(&self.entry.tx_id),
+            tx_count: self.entry.events,
+            first_index: self.index,
+            events: events.into_iter().map(|(_, event)| event).collect(),
+        };
+        self.index += slice.events.len() as u64;
+        Ok(Some(slice))
+    }
+}
+
+impl<S: Store> SliceSource for Pages<S> {
+    fn next(
+        &mut self,
+    ) -> std::pin::Pin<Box<dyn Future<Output = Result<Option<Slice>, Fault>> + Send + '_>> {
+        Box::pin(self.page())
+    }
+}
