@@ -12,7 +12,7 @@ use crate::capture::{BatchLimits, CaptureKind, CaptureSettings, Columns, Start};
 use crate::database::Database;
 use crate::fault::Fault;
 use crate::park::{OnFault, ParkSettings};
-use crate::sink::kafka::{KafkaSettings, check_properties};
+use crate::sink::kafka::{KafkaSettings, check_properties, topic};
 
 /// Where events go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
@@ -135,6 +135,8 @@ options! {
     parked_events_max: u64, "OUTBOX_RELAY_PARKED_EVENTS_MAX", "Events that may be parked or held; beyond it the relay stops [default: 100000]";
     /// Bytes that may be parked or held.
     parked_bytes_max: u64, "OUTBOX_RELAY_PARKED_BYTES_MAX", "Their payload bytes [default: 268435456]";
+    /// Told of what is parked.
+    dead_letter_topic: String, "OUTBOX_RELAY_DEAD_LETTER_TOPIC", "Topic that is told of each transaction that is parked, in the Kafka transaction that passes it; a tombstone when it is settled [default: none]";
     /// How long published rows stay.
     retention_minutes: u32, "OUTBOX_RELAY_RETENTION_MINUTES", "Minutes that a published row stays in the table, then it is deleted; without it rows stay for ever";
     /// Time after which a silent holder loses the lease.
@@ -279,6 +281,7 @@ impl Options {
                 on_fault: self.on_fault.unwrap_or(OnFault::Park),
                 events_max: self.parked_events_max.unwrap_or(100_000),
                 bytes_max: self.parked_bytes_max.unwrap_or(256 << 20),
+                dead_letter_topic: self.dead_letter_topic(sink)?,
                 batch_events_max: outbox.batch.events_max,
                 batch_bytes_max: outbox.batch.bytes_max,
             },
@@ -326,6 +329,20 @@ impl Options {
             topic_replication_factor: self.replication_factor()?,
             ..KafkaSettings::new(brokers, name, instance)
         })
+    }
+
+    fn dead_letter_topic(&self, sink: SinkKind) -> Result<Option<String>, Fault> {
+        match (&self.dead_letter_topic, sink) {
+            (None, _) => Ok(None),
+            (Some(_), SinkKind::Memory) => Err(wrong(
+                "dead-letter-topic has no meaning with sink memory; leave one of the two out",
+            )),
+            (Some(topic), _) if topic::is_legal(topic) => Ok(Some(topic.clone())),
+            (Some(topic), _) => Err(wrong(format!(
+                "dead-letter-topic {topic:?} is not usable: {}",
+                topic::LEGAL
+            ))),
+        }
     }
 
     fn brokers(&self) -> Result<String, Fault> {
@@ -638,6 +655,7 @@ mod tests {
             on_fault: Some(OnFault::Halt),
             parked_events_max: Some(21),
             parked_bytes_max: Some(22),
+            dead_letter_topic: Some("dead".into()),
             retention_minutes: Some(21),
             lease_ms: Some(1_900),
             drain_ms: Some(20),
@@ -673,6 +691,7 @@ mod tests {
         assert_eq!(database.to_string(), "127.0.0.1:1/other");
         assert_eq!((lease_time, drain_time), (ms(1_900), ms(20)));
         assert_eq!(retention_minutes, Some(21));
+        assert_eq!(park.dead_letter_topic.as_deref(), Some("dead"));
         assert_eq!(admin_listen, "0.0.0.0:21".parse().ok());
         assert_eq!(stalled_time, ms(22_000));
         assert_eq!(
@@ -787,7 +806,7 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named_with_what_would_be_right() {
         type Change = fn(&mut Options);
-        let cases: [(Change, &str); 23] = [
+        let cases: [(Change, &str); 24] = [
             (|o| o.name = None, "name is missing"),
             (
                 |o| o.name = Some("a b".into()),
@@ -812,6 +831,10 @@ mod tests {
                 "no meaning with sink memory",
             ),
             (|o| o.table = Some("events".into()), "table \"events\""),
+            (
+                |o| o.dead_letter_topic = Some("a b".into()),
+                "dead-letter-topic \"a b\" is not usable",
+            ),
             (|o| o.route = Some("a/{aggregate_type}".into()), "route"),
             (
                 |o| (o.poll_ms_min, o.poll_ms_max) = (Some(50), Some(10)),

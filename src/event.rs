@@ -46,12 +46,20 @@ impl Event {
 pub struct Slice {
     /// `<system identifier>-<timeline>-<xid8>`, header `tx-id`.
     pub tx_id: Arc<str>,
-    /// Number of events in the whole transaction, header `tx-count`.
+    /// Number of events in the whole transaction, header `tx-count`; 0: this is a letter about it, and none of its events.
     pub tx_count: u64,
     /// Index of the first event of this slice inside its transaction, from 0, header `tx-index`.
     pub first_index: u64,
     /// The events, by `seq`.
     pub events: Vec<Event>,
+}
+
+impl Slice {
+    /// Whether it tells the dead-letter topic of a transaction.
+    #[must_use]
+    pub fn is_letter(&self) -> bool {
+        self.tx_count == 0
+    }
 }
 
 /// Where the slices of a batch come from that is too large for memory.

@@ -297,7 +297,7 @@ impl<'a> Mover<'a> {
         };
         let capture = Either::new(kind, outbox, database)?;
         let store = PostgresStore::new(&self.settings.name, database)?;
-        let park = Park::new(store, self.settings.park);
+        let park = Park::new(store, self.settings.park.clone());
         let relay = Relay::new(capture, sink, lease, how, stop).parking(park);
         relay.run().await?;
         Ok(())

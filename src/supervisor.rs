@@ -50,7 +50,7 @@ pub async fn run(settings: &Settings, until_caught_up: bool) -> Result<Published
             let sink = KafkaSink::new(settings.kafka.clone(), lease.clone())?;
             let sink = sink.with_metrics(metrics.clone());
             let store = PostgresStore::new(&settings.name, &settings.database)?;
-            let park = Park::new(store, settings.park);
+            let park = Park::new(store, settings.park.clone());
             supervise(settings, ends, sink, park, lease, metrics).await
         }
         SinkKind::Memory => {

@@ -25,7 +25,7 @@ use crate::roles::Roles;
 use crate::signals::asked_to_stop;
 use crate::{doctor, init, moves, ring, status, supervisor, verify};
 
-/// Exit codes, in every help text.
+/// Exit codes, in the help of the program.
 const EXIT_CODES: &str = "Exit codes:
   0  done
   1  a check found violations, or a defect of outbox-relay
@@ -77,7 +77,7 @@ enum Command {
         "Examples:\n  outbox-relay run --name shop --database-url postgres://me@127.0.0.1/shop --kafka-brokers 127.0.0.1:9092\n",
         "  outbox-relay run --config relay.toml --until-caught-up\n",
         "  outbox-relay run --config relay.toml --admin-listen 9464      status page at http://127.0.0.1:9464/\n\n",
-        "Flags win over the environment, the environment over the file.\n\n",
+        "Flags win over the environment, the environment over the file. `outbox-relay --help` lists the exit codes.",
     ))]
     Run(RunArgs),
     /// Takes a position over after pg_upgrade, after a promotion, or under a new name. Without --apply it only reads.
@@ -106,7 +106,7 @@ enum Command {
     #[command(after_help = concat!(
         "Examples:\n  outbox-relay verify --config relay.toml\n  outbox-relay verify --config relay.toml --json | jq .lost\n\n",
         "It ends with 0 if nothing is wrong, with 1 if something is.\n",
-        "It needs `select` on the outbox table, outbox.relay and outbox.marks, and READ, DESCRIBE and DESCRIBE_CONFIGS on the topics.",
+        "It needs `select` on the outbox table, outbox.relay, outbox.marks and outbox.parked, and READ, DESCRIBE and DESCRIBE_CONFIGS on the topics.",
     ))]
     Verify(VerifyArgs),
     /// Looks at both servers: what is wrong, why it matters, and the statement or setting that cures it. Changes nothing.

@@ -24,9 +24,10 @@
 //! was fenced, and confirming is what its last record says. If the database lost rows (a standby was promoted that did not
 //! have them), number and ids that the record keeps of all unsettled transactions do not fit, and the relay refuses.
 //!
-//! `unsettled` and `topics` decide; `sift` keeps what must wait, `release` brings it back; `store` is what is asked of a
+//! `unsettled` and `topics` decide; `sift` keeps what must wait, `release` brings it back, `letters` tells the dead-letter topic; `store` is what is asked of a
 //! database, `postgres` the one of production; `people` is what operators ask.
 
+mod letters;
 pub mod people;
 pub mod postgres;
 mod release;
@@ -43,6 +44,7 @@ use serde::Deserialize;
 use tokio::time::{Duration, Instant};
 use tracing::{info, warn};
 
+use self::letters::Letters;
 pub use self::store::{NoStore, Store};
 use self::topics::Topics;
 pub use self::unsettled::Entry;
@@ -65,7 +67,7 @@ pub enum OnFault {
 }
 
 /// Settings of parking.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct ParkSettings {
     /// What happens to a transaction that can't be published. Those that wait already hold others in either case.
     pub on_fault: OnFault,
@@ -73,6 +75,8 @@ pub struct ParkSettings {
     pub events_max: u64,
     /// The same for their bytes.
     pub bytes_max: u64,
+    /// A topic that is told of each transaction that is parked, and of its end.
+    pub dead_letter_topic: Option<String>,
     /// Events in a batch of released transactions.
     pub batch_events_max: u64,
     /// The same for their bytes.
@@ -102,6 +106,7 @@ pub struct Park<S> {
     doomed: HashMap<Arc<str>, String>,
     /// What is for one of these is doomed as well.
     topics: Topics,
+    letters: Letters,
     /// A large transaction that was looked through, and whether it must wait.
     known: Option<(Arc<str>, bool)>,
     attempt: Attempt,
@@ -118,6 +123,7 @@ impl Park<NoStore> {
             on_fault: OnFault::Halt,
             events_max: 0,
             bytes_max: 0,
+            dead_letter_topic: None,
             batch_events_max: 1,
             batch_bytes_max: 1,
         };
@@ -130,6 +136,7 @@ impl<S: Store> Park<S> {
     pub fn new(store: S, settings: ParkSettings) -> Self {
         Self {
             store,
+            letters: Letters::to(settings.dead_letter_topic.as_deref()),
             settings,
             unsettled: Unsettled::default(),
             passing: Unsettled::default(),
@@ -163,6 +170,7 @@ impl<S: Store> Park<S> {
         self.settling.clear();
         self.looked = None;
         self.topics.forget();
+        self.letters.forget();
         self.unsettled = applied(&mut self.store, said).await?;
         crash_point("park.applied");
         let (transactions, ids) = self.unsettled.tally();
@@ -234,6 +242,11 @@ impl<S: Store> Park<S> {
         let Fault::Unpublishable { tx_id, topic, why } = &fault else {
             return Err(fault);
         };
+        if self.letters.are_to_blame(topic.as_deref()) {
+            return Err(Fault::Refused(format!(
+                "the dead-letter topic: {why}; or leave dead-letter-topic out"
+            )));
+        }
         let attempt = std::mem::take(&mut self.attempt);
         // What was parked already stays so, whatever is to become of others.
         let halts = self.settings.on_fault == OnFault::Halt && attempt.released.is_empty();

@@ -52,7 +52,9 @@ impl<S: Store> Park<S> {
             && (one.events > self.settings.batch_events_max
                 || one.bytes > self.settings.batch_bytes_max)
         {
+            let letters = self.letters.settled(free);
             let source = Pages::new(self.store.clone(), one.clone(), &self.settings);
+            let source = source.and_then(letters);
             return Ok(Batch::streaming(
                 Box::new(source),
                 one.events,
@@ -74,6 +76,7 @@ impl<S: Store> Park<S> {
                 events: whole,
             });
         }
+        slices.extend(self.letters.settled(free));
         Ok(Batch::of(slices, at.clone(), false))
     }
 }
@@ -88,6 +91,8 @@ struct Pages<S> {
     entry: Entry,
     index: u64,
     page_events: u64,
+    /// What comes behind it.
+    letters: Vec<Slice>,
 }
 
 impl<S: Store> Pages<S> {
@@ -100,12 +105,17 @@ impl<S: Store> Pages<S> {
             entry,
             index: 0,
             page_events,
+            letters: Vec::new(),
         }
+    }
+
+    fn and_then(self, letters: Vec<Slice>) -> Self {
+        Self { letters, ..self }
     }
 
     async fn page(&mut self) -> Result<Option<Slice>, Fault> {
         if self.index >= self.entry.events {
-            return Ok(None);
+            return Ok(self.letters.pop());
         }
         let events = (self
             .store

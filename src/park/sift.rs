@@ -60,12 +60,18 @@ impl<S: Store> Park<S> {
         if kept {
             self.commit().await?;
         }
+        let alone = through.first().filter(|_| through.len() == 1);
+        self.attempt = Attempt {
+            transactions: through.len() as u64,
+            tx_id: alone.map(|slice| Arc::clone(&slice.tx_id)),
+            released: Vec::new(),
+        };
+        through.extend(self.letters.take());
         let batch = Batch::of(through, after, catches_up);
-        let batch = match times {
+        Ok(Some(match times {
             Some(_) => batch.committed_at_ms(through_times),
             None => batch,
-        };
-        self.let_through(batch).await
+        }))
     }
 
     /// It does not fit into memory: it is looked through, read again, and then kept or let through.
@@ -80,8 +86,10 @@ impl<S: Store> Park<S> {
                     self.keep(&slice).await?;
                 }
                 self.commit().await?;
-                let passed = Batch::of(Vec::new(), batch.after.clone(), batch.catches_up);
-                self.let_through(passed).await
+                let letters = self.letters.take();
+                let passed = Batch::of(letters, batch.after.clone(), batch.catches_up);
+                self.attempt = Attempt::default();
+                Ok(Some(passed))
             }
             None => {
                 let mut waits = false;
@@ -143,7 +151,10 @@ impl<S: Store> Park<S> {
         };
         let id = self.store.add(&new).await?;
         match &fault {
-            Some(why) => warn!(%tx_id, id, "parked: {why}"),
+            Some(why) => {
+                warn!(%tx_id, id, "parked: {why}");
+                self.letters.parked(slice, id, why)?;
+            }
             None => {
                 info!(%tx_id, id, "held: it shares a key with a transaction that is parked or held")
             }

@@ -31,7 +31,8 @@ use tokio::time::{Instant, sleep};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
-use self::decide::{Step, Unusable, steps};
+pub use self::decide::{Old, Unusable};
+use self::decide::{Step, steps};
 use self::store::{Place, Store};
 use crate::capture::CaptureSettings;
 use crate::database::Database;

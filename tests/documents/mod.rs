@@ -21,12 +21,13 @@ fn configuration() -> String {
          Made from the program: `UPDATE_DOCUMENTS=1 cargo test --test main documents` writes it anew.\n\n\
          Flags win over the environment, the environment over the file (`--config FILE` or `OUTBOX_RELAY_CONFIG`), the file over the\n\
          defaults. The key in the file is the flag with underscores. Unknown keys are errors, and all is checked before anything is\n\
-         touched. `[kafka_properties]` and `[columns]` are tables of the file; the README has an example.\n\n\
+         touched. `[kafka_properties]` and `[columns]` are tables of the file; the README has an example. `--log-format` is no key of it.\n\n\
          | flag | environment | |\n|---|---|---|\n",
     );
     let cli = Cli::command();
     let run = cli.find_subcommand("run").unwrap();
-    let settings = run.get_arguments().filter(|it| it.get_env().is_some());
+    let all = run.get_arguments().chain(cli.get_arguments());
+    let settings = all.filter(|it| it.get_env().is_some());
     for setting in settings {
         let (flag, env) = (setting.get_long().unwrap(), setting.get_env().unwrap());
         let help = setting.get_help().unwrap().to_string().replace('|', "\\|");

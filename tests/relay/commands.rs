@@ -368,15 +368,26 @@ fn environment_and_file_are_read_and_logs_can_be_json_without_secrets() {
             .as_bytes(),
         )
         .unwrap();
-        let output = Command::new(binary())
-            .args(["run", "--until-caught-up", "--log-format", "json"])
-            .env("OUTBOX_RELAY_NAME", &relay.name)
-            .env("OUTBOX_RELAY_DATABASE_URL", &with_secret)
-            .env("OUTBOX_RELAY_CONFIG", file.path())
-            .env("RUST_LOG", "trace")
-            .output()
-            .await
-            .unwrap();
+        let run = async |properties: &str| {
+            let output = Command::new(binary())
+                .args(["run", "--until-caught-up", "--log-format", "json"])
+                .env("OUTBOX_RELAY_NAME", &relay.name)
+                .env("OUTBOX_RELAY_DATABASE_URL", &with_secret)
+                .env("OUTBOX_RELAY_CONFIG", file.path())
+                .env("OUTBOX_RELAY_KAFKA_PROPERTIES", properties)
+                .env("RUST_LOG", "trace")
+                .output();
+            output.await.unwrap()
+        };
+        // One a line, and each of them reaches the client.
+        let wrong = run("client.id=here\nno.such.property=topsecret\n").await;
+        assert_eq!(wrong.status.code(), Some(2));
+        let said = text(&wrong.stderr);
+        assert!(
+            said.contains("no.such.property") && !said.contains("topsecret"),
+            "{said}"
+        );
+        let output = run("client.id=here\ncompression.type=zstd\n").await;
         assert!(output.status.success(), "{}", text(&output.stderr));
         let log = text(&output.stderr);
         assert!(

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use outbox_relay::capture::CaptureKind;
 use outbox_relay::database::Database;
+use outbox_relay::ring;
 use outbox_relay::servers::{Postgres, PostgresVersion};
 use serde_json::Value;
 use tokio::net::TcpListener;
@@ -493,6 +494,25 @@ fn a_database_without_schema_or_table_and_a_role_without_rights_are_told() {
             client.batch_execute(&statement).await.unwrap();
         }
         let found = doctor(&relay, &[]).await;
+        assert!(found.is_clean(), "{:#}", found.json);
+        // Of a ring retention needs the leaves too.
+        assert!(
+            ring::make(&Database::parse(&database.url).unwrap(), 10)
+                .await
+                .unwrap()
+        );
+        let retains = ["--retention-minutes", "1"];
+        let found = doctor(&relay, &retains).await;
+        assert!(found.wrong().contains("outbox.privileges"));
+        let cures = found.cures("sql");
+        assert!(
+            cures.iter().any(|(_, it)| it.contains("truncate")),
+            "{cures:?}"
+        );
+        for (_, statement) in cures {
+            client.batch_execute(&statement).await.unwrap();
+        }
+        let found = doctor(&relay, &retains).await;
         assert!(found.is_clean(), "{:#}", found.json);
         let text = command(&relay).output().await.unwrap();
         let text = String::from_utf8(text.stdout).unwrap();

@@ -19,6 +19,7 @@ macro_rules! both_captures {
     };
 }
 
+mod by_hand;
 mod cluster;
 mod commands;
 #[cfg(debug_assertions)]

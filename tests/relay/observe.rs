@@ -2,16 +2,19 @@
 
 use std::collections::BTreeSet;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use outbox_relay::capture::CaptureKind;
 use outbox_relay::position::{Origin, Position, Snapshot, Window, Xids};
 use outbox_relay::sampler::Sampler;
+use outbox_relay::servers::PostgresVersion;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Duration, timeout};
 
 use crate::support::process::{RelayOf, RelayProcess, binary};
 use crate::support::scene::Scene;
-use crate::support::servers::{TestDatabase, own_kafka};
+use crate::support::servers::{TestDatabase, own_kafka, own_postgres};
 use crate::support::writers::set_up;
 use crate::support::{BUSY, unique, until, within};
 
@@ -417,6 +420,37 @@ fn every_metric_of_the_dashboard_the_alerts_and_the_manual_exists_and_every_one_
         );
         process.terminate().await;
         scene.drop_slots().await;
+    });
+}
+
+#[test]
+fn a_status_that_watches_ends_on_ctrl_c_also_while_the_database_is_away() {
+    within(90, async {
+        let mut postgres = own_postgres(PostgresVersion::V17, &[]).await;
+        let database = TestDatabase::on(&postgres).await;
+        let mut watch = tokio::process::Command::new(binary());
+        watch
+            .args(["status", "--watch", "--name", "nobody"])
+            .args(["--database-url", &database.url])
+            .stdout(std::process::Stdio::piped())
+            .kill_on_drop(true);
+        let mut watch = watch.spawn().unwrap();
+        let mut said = String::new();
+        let mut stdout = watch.stdout.take().unwrap();
+        let mut says = async |what: &str| {
+            while !said.contains(what) {
+                let mut some = [0; 4096];
+                let read = stdout.read(&mut some).await.unwrap();
+                assert!(read > 0, "{what}: {said}");
+                said += &String::from_utf8_lossy(&some[..read]);
+            }
+        };
+        says("no relay of this name is active").await;
+        postgres.kill9().await.unwrap();
+        says("PostgreSQL is not available").await;
+        let pid = i32::try_from(watch.id().unwrap()).unwrap();
+        kill(Pid::from_raw(pid), Signal::SIGINT).unwrap();
+        assert_eq!(watch.wait().await.unwrap().code(), Some(1));
     });
 }
 

@@ -364,6 +364,80 @@ async fn transactions_for_a_topic_that_is_not_there_are_set_aside_together(captu
     poison.end(relay).await;
 }
 
+both_captures!(90, records_that_fit_are_not_parked_because_they_are_many);
+
+/// A topic's limit is about the batch.
+async fn records_that_fit_are_not_parked_because_they_are_many(capture: CaptureKind) {
+    let poison = Poison::of(capture, &[]).await;
+    let small = unique("small");
+    let limit = [("max.message.bytes", "2000")];
+    poison.hand.create(&small, 1, &limit).await;
+    let value = "x".repeat(300);
+    let many: Vec<_> = (0..50)
+        .map(|_| (small.as_str(), "k", value.as_str()))
+        .collect();
+    for _ in 0..3 {
+        poison.commit(&many).await;
+    }
+    let relay = poison.scene.relay.start().await;
+    until("all are there", 30, async || {
+        poison.values(&small).await.len() == 150
+    })
+    .await;
+    assert!(poison.list().await.is_empty());
+    assert_eq!(relay.log().matches("refused a batch").count(), 1);
+    poison.end(relay).await;
+}
+
+both_captures!(
+    120,
+    the_dead_letter_topic_is_told_what_is_parked_and_when_it_is_settled
+);
+
+async fn the_dead_letter_topic_is_told_what_is_parked_and_when_it_is_settled(capture: CaptureKind) {
+    let dead = unique("dead");
+    let poison = Poison::of(capture, &["--dead-letter-topic", &dead]).await;
+    let (good, bad) = (poison.good.as_str(), poison.bad.as_str());
+    poison
+        .commit(&[(bad, "k", "payload"), (good, "x", "a2")])
+        .await;
+    poison.commit(&[(good, "x", "b")]).await;
+    poison.commit(&[(good, "y", "c")]).await;
+    let relay = poison.scene.relay.start().await;
+    relay
+        .says(&format!(
+            "the dead-letter topic: topic {dead} does not exist"
+        ))
+        .await;
+    assert_eq!(relay.ended().await.code(), Some(3));
+    poison.hand.create(&dead, 1, &[]).await;
+    #[cfg(debug_assertions)]
+    for point in ["park.pending", "park.passed"] {
+        poison.dies_at(point).await;
+    }
+    let relay = poison.scene.relay.start().await;
+    poison.shows(good, &["c"]).await;
+    let id = poison.waits(1).await;
+    let tx_id = poison.list().await[0]["tx_id"].as_str().unwrap().to_owned();
+    let letters = records(&poison.scene.relay.brokers, &dead).await;
+    let [letter] = &letters[..] else {
+        panic!("{letters:?}");
+    };
+    assert_eq!(letter.key.as_deref(), Some(tx_id.as_bytes()));
+    let said: Value = serde_json::from_slice(letter.value.as_ref().unwrap()).unwrap();
+    assert_eq!((&said["id"], &said["events"]), (&id.into(), &2.into()));
+    assert!(said["fault"].as_str().unwrap().contains(bad), "{said}");
+    assert_eq!(said["first_events"][1]["key"], "x");
+    assert!(!said.to_string().contains("payload"), "no payloads: {said}");
+    poison.hand.create(bad, 1, &[]).await;
+    poison.asked(&["retry", "--all"]).await;
+    poison.shows(good, &["c", "a2", "b"]).await;
+    let letters = records(&poison.scene.relay.brokers, &dead).await;
+    assert_eq!((letters.len(), &letters[1].value), (2, &None));
+    assert_eq!(letters[1].key, letters[0].key);
+    poison.end(relay).await;
+}
+
 both_captures!(60, events_that_are_missing_are_refused);
 
 /// Else those that are left would be published as if they were all.

@@ -103,22 +103,31 @@ async fn publish(scene: &Scene, name: &str, transactions: i64) {
 
 /// As if a day went by.
 async fn age(client: &Client) {
-    // Those that are old are old enough, however often this is done.
-    let age =
-        "update outbox.marks set at = at - interval '1 day' where at > now() - interval '1 hour'";
-    client.batch_execute(age).await.unwrap();
+    age_by(client, "1 day").await;
+}
+
+/// As if so much time went by. Marks that are old are old enough, however often this is done.
+async fn age_by(client: &Client, time: &str) {
+    let age = format!(
+        "update outbox.marks set at = at - interval '{time}' where at > now() - interval '30 minutes'"
+    );
+    client.batch_execute(&age).await.unwrap();
 }
 
 /// As if a day went by since all that is published was, and was marked.
 async fn age_all(client: &Client) {
+    age_all_by(client, "1 day").await;
+}
+
+async fn age_all_by(client: &Client, time: &str) {
     let marked = "select exists (select from outbox.marks m join outbox.relay r using (name) where m.position = r.position)";
     until("all is marked", 20, async || {
         // Else there is no new mark within a minute.
-        age(client).await;
+        age_by(client, time).await;
         client.query_one(marked, &[]).await.unwrap().get(0)
     })
     .await;
-    age(client).await;
+    age_by(client, time).await;
 }
 
 /// A lease that is always held.
@@ -214,6 +223,36 @@ async fn what_was_published_long_ago_goes_and_nothing_else(capture: CaptureKind,
     };
     without_a_relay(&scene, &client, left).await;
     clean(&scene.check().await, 55);
+}
+
+#[test]
+fn rows_stay_as_long_as_they_are_to_stay() {
+    within(120, async {
+        let mut scene = Scene::of(CaptureKind::Table).await;
+        scene.relay = scene.relay.with(&["--retention-minutes", "120"]);
+        set_up(&scene.database, 3).await;
+        let client = scene.database.connect().await;
+        let relay = scene.relay.start().await;
+        publish(&scene, "old", 5).await;
+        age_all(&client).await;
+        holds_only(&client, 0).await;
+        publish(&scene, "young", 5).await;
+        age_all_by(&client, "1 hour").await;
+        let looked = "select (extract(epoch from max(query_start)) * 1000)::bigint from pg_stat_activity
+                      where application_name = 'outbox-relay retention' and datname = current_database()";
+        for _ in 0..2 {
+            let last = number(&client, looked).await;
+            until("it looks again", 20, async || {
+                number(&client, looked).await > last
+            })
+            .await;
+        }
+        assert_eq!(holds(&client).await, 5, "an hour is too short");
+        let two_hours = "update outbox.marks set at = at - interval '61 minutes'";
+        client.batch_execute(two_hours).await.unwrap();
+        holds_only(&client, 0).await;
+        relay.terminate().await;
+    });
 }
 
 everywhere!(

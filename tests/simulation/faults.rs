@@ -6,6 +6,7 @@ use outbox_relay::fault::Fault;
 use outbox_relay::position::Mismatch;
 use tokio::time::sleep;
 
+use crate::mutations::Mutation;
 use crate::process::Blow;
 use crate::run::Fleet;
 use crate::world::World;
@@ -60,6 +61,21 @@ pub async fn retry(world: World) {
         world.pass(100..=2_000).await;
         if world.postgres().parked.retry_all() > 0 {
             note(&world, "parked: retry asked");
+        }
+    }
+}
+
+/// Published rows are deleted, by whichever mark.
+pub async fn retain(world: World, mutation: Mutation) {
+    loop {
+        world.pass(20..=300).await;
+        let marks = world.postgres().marks() as u64;
+        if marks == 0 || !world.postgres().up {
+            continue;
+        }
+        let mark = world.number(0..=marks - 1) as usize;
+        if world.postgres().retain(mark, mutation) > 0 {
+            note(&world, "retention: rows deleted");
         }
     }
 }

@@ -60,10 +60,14 @@ pub enum Mutation {
     PendingCounts,
     /// What a record settles is forgotten.
     NoSettled,
+    /// Rows are deleted once they are committed, not once they are published.
+    DeleteCommitted,
+    /// Rows are deleted up to the end of the snapshot of a mark, also those of transactions that were in progress.
+    DeleteBelowXmax,
 }
 
 impl Mutation {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::NoRecycling,
         Self::AbortAndGoOn,
         Self::PositionOutside,
@@ -79,6 +83,8 @@ impl Mutation {
         Self::UnflushedStream,
         Self::PendingCounts,
         Self::NoSettled,
+        Self::DeleteCommitted,
+        Self::DeleteBelowXmax,
     ];
 }
 

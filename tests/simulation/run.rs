@@ -89,6 +89,9 @@ async fn live(scenario: Scenario, mutation: Mutation, traced: bool) -> Outcome {
     world.spawn(writers::resolve_prepared(world.clone()));
     world.spawn(network::time_out_transactions(world.clone()));
     world.spawn(faults::retry(world.clone()));
+    if world.scenario().retains {
+        world.spawn(faults::retain(world.clone(), mutation));
+    }
     let writers: Vec<_> = (0..world.scenario().writers)
         .map(|_| tokio::task::spawn_local(writers::write(world.clone())))
         .collect();
@@ -273,6 +276,7 @@ impl Fleet {
             on_fault: OnFault::Park,
             events_max: u64::MAX,
             bytes_max: u64::MAX,
+            dead_letter_topic: None,
             batch_events_max: self.world.scenario().events_max,
             batch_bytes_max: 1 << 20,
         };

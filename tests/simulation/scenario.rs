@@ -51,6 +51,8 @@ pub struct Scenario {
     pub standby_ms: u64,
     /// Transactions that can't be published before all is calm.
     pub poisoned: f64,
+    /// Published rows are deleted.
+    pub retains: bool,
 }
 
 impl Scenario {
@@ -61,6 +63,7 @@ impl Scenario {
         if scenario.promotion.is_none() {
             scenario.poisoned = [0.0, 0.0, 0.1, 0.4][random.usize(..4)];
         }
+        scenario.retains = random.bool();
         let mut random = fastrand::Rng::with_seed(seed ^ 0x0a1);
         match random.bool() {
             true => scenario.of_the_wal(&mut random),
@@ -123,6 +126,7 @@ impl Scenario {
             sends_empty: false,
             standby_ms: 0,
             poisoned: 0.0,
+            retains: false,
             promotion: (random.u64(0..10) == 0).then(|| random.u64(0..=30)),
         }
     }

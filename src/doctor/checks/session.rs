@@ -1,11 +1,20 @@
 //! The relay's connections.
 
 use crate::capture::CaptureKind;
+use crate::config::Settings;
 use crate::doctor::facts::{Facts, Known, known};
 use crate::doctor::finding::{Outcome, error, fine, found, person, sql, warning};
 
-/// The lease, and the pools of the two captures; the WAL capture's stream is a walsender.
-const CONNECTIONS: i64 = 4;
+/// The lease, the pool of the capture, that of what is parked. The WAL capture's stream is a walsender.
+fn connections_needed(settings: &Settings) -> i64 {
+    let capture = match settings.capture {
+        CaptureKind::Table => 3,
+        CaptureKind::Wal => 2,
+    };
+    let retention = i64::from(settings.retention_minutes.is_some());
+    let admin = i64::from(settings.admin_listen.is_some());
+    1 + capture + 2 + retention + admin
+}
 
 /// A pooler in transaction mode hands a session to whoever comes next: the lease, a lock of its session, would not hold.
 pub fn session(facts: &Facts) -> Known<Outcome> {
@@ -43,10 +52,7 @@ pub fn connections(facts: &Facts) -> Known<Outcome> {
     let reserved =
         server.number("superuser_reserved_connections") + server.number("reserved_connections");
     let limit = server.number("max_connections") - reserved;
-    let needed = match facts.settings.capture {
-        CaptureKind::Table => CONNECTIONS,
-        CaptureKind::Wal => CONNECTIONS - 1,
-    };
+    let needed = connections_needed(&facts.settings);
     let role = format!("\"{}\"", server.role.replace('"', "\"\""));
     let database = format!("\"{}\"", server.database.replace('"', "\"\""));
     let limits = [

@@ -195,9 +195,12 @@ pub fn index(facts: &Facts) -> Known<Outcome> {
             "each look of the relay reads the whole table",
         )
         .cure(sql(format!(
-            "{how} on {name} ({}, {})",
-            quoted(xid),
-            quoted(seq)
+            "{how} on {name} ({})",
+            wanted
+                .iter()
+                .map(|column| quoted(column))
+                .collect::<Vec<_>>()
+                .join(", ")
         ))),
     )
 }

@@ -241,6 +241,9 @@ fn where_all_is_well_nothing_is_found() {
     of_table.postgres.as_mut().unwrap().registrations = Ok(Vec::new());
     of_table.postgres.as_mut().unwrap().slots = Ok(Vec::new());
     assert_eq!(judged(&of_table), (vec![], vec![]));
+    // And one thing that only capture table asks.
+    of_table.postgres.as_mut().unwrap().foreign = Ok(Some("4711".into()));
+    assert_eq!(judged(&of_table).0, ["outbox.foreign-rows"]);
 }
 
 #[test]

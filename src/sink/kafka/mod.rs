@@ -1,8 +1,9 @@
 //! The Kafka sink: a batch and its position in one Kafka transaction.
 //!
-//! `machine` decides, `producer` carries out, `position_topic` keeps the position, `topic` knows topics, `record` is what is
+//! `machine` decides, `producer` carries out, `position_topic` keeps the position, `topic` knows topics, `batches` how much they take at once, `record` is what is
 //! written, and `classify` says what an error means.
 
+mod batches;
 pub mod classify;
 mod late;
 pub mod machine;

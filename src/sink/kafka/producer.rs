@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 use crate::event::{Event, Slice};
 use crate::fault::{Fault, Server};
+use crate::sink::kafka::batches::Batches;
 use crate::sink::kafka::classify::{At, fault_of, of_code, redacted};
 use crate::sink::kafka::late::{Late, Try};
 use crate::sink::kafka::machine::{Committed, Signal};
@@ -48,6 +49,8 @@ const REPORTS_WAIT: Duration = Duration::from_secs(1);
 const DELIVERY_PATIENCE: Duration = Duration::from_secs(2);
 /// Opaque of the position record; events have the index of their topic.
 const POSITION_RECORD: usize = usize::MAX;
+/// That of a letter about a parked transaction; no position record claims it.
+const LETTER: usize = usize::MAX - 1;
 
 /// Carries out commands of the machine. A simulator implements it too.
 ///
@@ -119,6 +122,7 @@ type Work = Box<dyn FnOnce(&mut Worker) + Send>;
 pub struct ThreadShell {
     settings: Arc<KafkaSettings>,
     late: Late,
+    batches: Batches,
     life: Option<Life>,
 }
 
@@ -135,6 +139,7 @@ impl ThreadShell {
     #[must_use]
     pub fn new(settings: Arc<KafkaSettings>) -> Self {
         Self {
+            batches: Batches::new(settings.properties.get("batch.size")),
             settings,
             late: Late::default(),
             life: None,
@@ -185,10 +190,10 @@ impl Shell for ThreadShell {
         let (end, gone) = oneshot::channel();
         let (reply, created) = oneshot::channel();
         let (settings, runtime) = (Arc::clone(&self.settings), Handle::current());
-        let late = self.late.clone();
+        let (late, batches) = (self.late.clone(), self.batches.clone());
         let run = move || {
             let _end = end;
-            match Worker::new(settings, runtime, late) {
+            match Worker::new(settings, runtime, late, batches) {
                 Ok(worker) => {
                     let _ = reply.send(Ok(()));
                     worker.run(&inbox);
@@ -296,7 +301,7 @@ impl Seen {
 
     fn delivered(&mut self, topic: usize, partition: i32, offset: i64) {
         self.delivered += 1;
-        if topic == POSITION_RECORD {
+        if [POSITION_RECORD, LETTER].contains(&topic) {
             return;
         }
         let at = (topic, partition);
@@ -428,12 +433,18 @@ struct Worker {
     transactions: u64,
     begun: Instant,
     late: Late,
+    batches: Batches,
 }
 
 impl Worker {
-    fn new(settings: Arc<KafkaSettings>, runtime: Handle, late: Late) -> Result<Self, Fault> {
+    fn new(
+        settings: Arc<KafkaSettings>,
+        runtime: Handle,
+        late: Late,
+        batches: Batches,
+    ) -> Result<Self, Fault> {
         let config = settings.client_config();
-        let producer = producer(&settings)?;
+        let producer = producer(&settings, &batches)?;
         let readers = Some(Readers::new(&settings)?);
         Ok(Self {
             settings,
@@ -449,6 +460,7 @@ impl Worker {
             transactions: 0,
             begun: Instant::now(),
             late,
+            batches,
         })
     }
 
@@ -529,7 +541,8 @@ impl Worker {
             }
             pause(wait);
             wait = (wait * 2).min(INIT_WAIT_MAX);
-            let asked = std::mem::replace(&mut self.producer, producer(&self.settings)?);
+            let asked =
+                std::mem::replace(&mut self.producer, producer(&self.settings, &self.batches)?);
             discard(asked);
         }
     }
@@ -642,7 +655,10 @@ impl Worker {
             key: event.key.as_deref(),
             timestamp: Some(event.occurred_at_ms),
             headers: Some(headers),
-            delivery_opaque: topic,
+            delivery_opaque: match slice.is_letter() {
+                true => LETTER,
+                false => topic,
+            },
         };
         self.queue(
             record,
@@ -803,6 +819,9 @@ impl Worker {
             return fault;
         }
         let (code, topic) = self.cause(failed);
+        if let Some(fault) = self.batch_was_too_large(code, topic) {
+            return fault;
+        }
         let seen = self.seen();
         let last_error = seen.last_error.clone().unwrap_or_default();
         // A record that failed by itself has its own topic to blame.
@@ -822,13 +841,44 @@ impl Worker {
                 topic: blamed.unwrap_or(topic),
                 tx_id,
             },
+            None if topic == LETTER => At::Event {
+                topic: "of dead letters",
+                tx_id,
+            },
             None => At::PositionTopic(&position_topic),
         };
-        of_code(
-            code,
-            at,
-            format!("a record was not delivered: {code} ({last_error})"),
-        )
+        let text = format!("a record was not delivered: {code} ({last_error})");
+        match of_code(code, at, text) {
+            Fault::Unpublishable { why, .. } if topic == LETTER => {
+                Fault::Refused(format!("{why}; or leave dead-letter-topic out"))
+            }
+            fault => fault,
+        }
+    }
+
+    /// Whether a batch was refused that may have been too many records.
+    fn batch_was_too_large(&self, code: RDKafkaErrorCode, topic: usize) -> Option<Fault> {
+        let topic = self.names.get(topic)?;
+        let too_large = [
+            RDKafkaErrorCode::MessageSizeTooLarge,
+            RDKafkaErrorCode::MessageBatchTooLarge,
+        ];
+        if !too_large.contains(&code) {
+            return None;
+        }
+        let limits = self
+            .admin()
+            .settings(topic, ["max.message.bytes", "max.message.bytes"]);
+        let limit = limits.ok().and_then(|[limit, _]| limit?.parse().ok());
+        self.batches.refused(limit).then(|| {
+            let (bytes_max, limit) = (self.batches.bytes_max(), limit.map_or_else(
+                || "which may not be asked for (DescribeConfigs)".to_owned(),
+                |limit: usize| limit.to_string(),
+            ));
+            Fault::Recycle(format!(
+                "topic {topic} refused a batch: its max.message.bytes is {limit}; batches have {bytes_max} bytes from now on"
+            ))
+        })
     }
 
     /// Whether the one transaction that failed needs more time than there is.
@@ -953,8 +1003,10 @@ pub(super) fn creation_fault(settings: &KafkaSettings, error: KafkaError) -> Fau
     fault_of(&error, At::Cluster, None)
 }
 
-fn producer(settings: &KafkaSettings) -> Result<BaseProducer<Context>, Fault> {
-    BaseProducer::from_config_and_context(&producer_config(settings), Context::default())
+fn producer(settings: &KafkaSettings, batches: &Batches) -> Result<BaseProducer<Context>, Fault> {
+    let mut config = producer_config(settings);
+    config.set("batch.size", batches.bytes_max().to_string());
+    BaseProducer::from_config_and_context(&config, Context::default())
         .map_err(|error| creation_fault(settings, error))
 }
 

@@ -6,6 +6,7 @@
 pub mod parked;
 pub mod pgoutput;
 pub mod plan;
+pub mod retention;
 pub mod session;
 pub mod shell;
 mod slot;
@@ -21,6 +22,7 @@ use uuid::Uuid;
 
 use self::parked::Parked;
 use self::plan::RowSize;
+use self::retention::Retained;
 use self::slot::Slot;
 use crate::scenario::Scenario;
 
@@ -93,6 +95,7 @@ pub struct Postgres {
     pub registered: Option<Position>,
     pub slot: Slot,
     pub parked: Parked,
+    pub retained: Retained,
     /// Between two places of the log.
     record_bytes: u64,
     wal: Vec<Record>,
@@ -123,6 +126,7 @@ impl Postgres {
             registered: None,
             slot: Slot::made_at(wal::SLOT_MADE),
             parked: Parked::default(),
+            retained: Retained::default(),
             record_bytes: scenario.record_bytes,
             wal: vec![Record::Reached(700)],
             flushed: 1,
@@ -288,11 +292,15 @@ impl Postgres {
         text.parse().expect("a snapshot")
     }
 
-    /// The rows that are visible in `snapshot`.
+    /// The rows that are visible in `snapshot`. One that retention deleted is gone at once: `truncate` is not MVCC-safe.
     pub fn visible(&self, snapshot: &Snapshot) -> impl Iterator<Item = &Row> {
-        self.rows
-            .iter()
-            .filter(|row| snapshot.sees(row.xid) && self.is_alive(row))
+        self.kept_rows().filter(|row| snapshot.sees(row.xid))
+    }
+
+    /// The rows that the table holds.
+    pub fn kept_rows(&self) -> impl Iterator<Item = &Row> {
+        self.present_rows()
+            .filter(|row| !self.retained.is_deleted(row))
     }
 
     pub fn sizes(&self, snapshot: &Snapshot) -> impl Iterator<Item = RowSize> {
@@ -310,7 +318,7 @@ impl Postgres {
         self.spoken_of = self.spoken_of.max(shown.map_or(0, |at| at + 1));
     }
 
-    /// The rows that are visible now.
+    /// All rows that were committed, also those that retention deleted since.
     pub fn present_rows(&self) -> impl Iterator<Item = &Row> {
         self.rows.iter().filter(|row| self.is_alive(row))
     }
@@ -357,6 +365,7 @@ impl Postgres {
             .push(Record::Registered(Box::new(position.clone())));
         self.flush(self.wal.len());
         self.registered = Some(position.clone());
+        self.retained.mark(position);
     }
 
     // ---- crashes

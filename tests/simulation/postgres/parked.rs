@@ -10,6 +10,7 @@ use outbox_relay::event::{Event, Slice};
 use outbox_relay::fault::Fault;
 use outbox_relay::park::Entry;
 use outbox_relay::park::store::{New, Request, Store};
+use outbox_relay::position::Xid;
 
 use super::Postgres;
 use super::session::{Session, away};
@@ -53,6 +54,14 @@ impl Parked {
             asked += 1;
         }
         asked
+    }
+
+    /// Transactions that are neither published nor known not to have been passed over.
+    pub fn unsettled(&self) -> Vec<Xid> {
+        let rows = self.rows.iter();
+        let waiting = rows.filter(|(_, row)| row.state != State::Settled);
+        let xid = |tx_id: &str| tx_id.rsplit_once('-').and_then(|(_, xid)| xid.parse().ok());
+        waiting.filter_map(|(tx_id, _)| xid(tx_id)).collect()
     }
 
     fn confirm(&mut self, passed: &[String], settled: &[String]) {

@@ -95,7 +95,7 @@ impl Shell for PostgresShell {
         let above = |server: &mut Postgres| {
             let end = server.snapshot().xmax();
             let found = server
-                .present_rows()
+                .kept_rows()
                 .map(|row| row.xid)
                 .find(|xid| *xid >= end);
             found
@@ -274,7 +274,7 @@ impl Pages for SimulatedPages {
         let session = self.session.insert(session);
         let read = |server: &mut Postgres| {
             server.hand_out(&self.snapshot);
-            let rows = server.present_rows();
+            let rows = server.kept_rows();
             let mut rows: Vec<Row> = rows
                 .filter(|row| row.xid == xid && row.seq > after_seq)
                 .cloned()
