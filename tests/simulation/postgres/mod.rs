@@ -67,6 +67,8 @@ enum Record {
     Reached(Xid),
     Timeline(u32),
     Registered(Box<Position>),
+    /// By retention.
+    Deleted(Vec<Uuid>),
 }
 
 /// A transaction in progress.
@@ -405,6 +407,7 @@ impl Postgres {
         self.committed.clear();
         self.alive.clear();
         self.rows.clear();
+        self.retained = Retained::default();
         let mut next_xid = 0;
         let mut reached = |xid: Xid| next_xid = next_xid.max(xid + 1);
         for record in &self.wal {
@@ -441,7 +444,11 @@ impl Postgres {
                 Record::Sequence(logged) => self.sequence_logged = *logged,
                 Record::Reached(xid) => reached(*xid),
                 Record::Timeline(timeline) => self.timeline = *timeline,
-                Record::Registered(position) => self.registered = Some((**position).clone()),
+                Record::Registered(position) => {
+                    self.registered = Some((**position).clone());
+                    self.retained.mark(position);
+                }
+                Record::Deleted(rows) => self.retained.delete(rows),
             }
         }
         self.sequence = self.sequence_logged;

@@ -9,7 +9,7 @@ use outbox_relay::retention::Old;
 use uuid::Uuid;
 
 use super::shell::origin;
-use super::{Postgres, Row};
+use super::{Postgres, Record, Row};
 use crate::mutations::Mutation;
 
 /// Marks that are kept.
@@ -28,6 +28,10 @@ impl Retained {
             self.marks.remove(0);
         }
         self.marks.push(position.clone());
+    }
+
+    pub fn delete(&mut self, rows: &[Uuid]) {
+        self.deleted.extend(rows);
     }
 
     pub fn is_deleted(&self, row: &Row) -> bool {
@@ -64,8 +68,12 @@ impl Postgres {
             _ => may_go,
         };
         let gone: Vec<Uuid> = self.visible(&may_go).map(|row| row.id).collect();
-        self.retained.deleted.extend(&gone);
-        gone.len()
+        let count = gone.len();
+        self.retained.delete(&gone);
+        // Behind the position in the log: who has this has that too.
+        self.wal.push(Record::Deleted(gone));
+        self.flush(self.wal.len());
+        count
     }
 }
 
