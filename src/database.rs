@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod};
+use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
@@ -22,6 +22,8 @@ use crate::fault::{Fault, Server};
 use crate::position::Xid;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// With the login: the client's own limit ends when the connection is there.
+const LOGIN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A value of a statement, with its type: so a pooler in transaction mode is no trouble.
 pub type Value<'a> = (&'a (dyn ToSql + Sync), Type);
@@ -104,7 +106,8 @@ impl Database {
     /// # Errors
     /// As classified in [`Fault`].
     pub async fn connect(&self) -> Result<Client, Fault> {
-        let (client, connection) = self.config.connect(self.tls.clone()).await?;
+        let login = timeout(LOGIN_TIMEOUT, self.config.connect(self.tls.clone()));
+        let (client, connection) = login.await.map_err(|_| no_answer())??;
         tokio::spawn(async move {
             // Its errors reach the client's pending and next calls.
             let _ = connection.await;
@@ -212,9 +215,19 @@ impl Database {
         );
         Pool::builder(manager)
             .max_size(connections)
+            .runtime(Runtime::Tokio1)
+            .create_timeout(Some(LOGIN_TIMEOUT))
             .build()
             .map_err(|error| Fault::Defect(error.to_string()))
     }
+}
+
+fn no_answer() -> Fault {
+    let seconds = LOGIN_TIMEOUT.as_secs();
+    Fault::Unavailable(
+        Server::Postgres,
+        format!("no answer to the login within {seconds} s"),
+    )
 }
 
 /// A connection of bytes.

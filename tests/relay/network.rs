@@ -305,6 +305,20 @@ async fn gives_way(
     clean(&scene.check().await, 50);
 }
 
+both_captures!(90, a_relay_whose_login_gets_no_answer_says_so_and_goes_on);
+
+async fn a_relay_whose_login_gets_no_answer_says_so_and_goes_on(capture: CaptureKind) {
+    let scene = Scene::of(capture).await;
+    let (proxy, behind) = behind_proxy(&scene).await;
+    proxy.set(EVERYTHING);
+    let relay = behind.start().await;
+    relay.says("no answer to the login within 10 s").await;
+    proxy.set(Weather::default());
+    relay.says("active").await;
+    relay.terminate().await;
+    scene.drop_slots().await;
+}
+
 both_captures!(
     120,
     a_relay_whose_lease_is_in_a_black_hole_gives_way_and_stays_away
