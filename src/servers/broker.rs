@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::child::Child;
 use super::fetch::{self, fetch_error};
 use super::java::{MAJOR_MIN, java};
-use super::kafka::settings;
+use super::kafka::{Strict, settings};
 use super::reaper::{Reaper, Role};
 use super::{Progress, Servers, ServersError, Sources, io, log_tail, open_to_others};
 
@@ -67,6 +67,7 @@ impl Broker {
         servers: &Servers,
         ports: &[u16],
         controllers: &[u16],
+        strict: Option<Strict>,
     ) -> Result<Vec<Self>, ServersError> {
         let folder_of = |_| servers.server_folder("kafka");
         let folders: Vec<PathBuf> = ports.iter().map(folder_of).collect::<Result<_, _>>()?;
@@ -84,8 +85,8 @@ impl Broker {
             progress.say(&format!("starting Kafka {VERSION}"));
             let cluster = cluster_id();
             for (index, folder) in data_parents.iter().enumerate() {
-                configure(folder, index, &ports, &controllers)?;
-                format(&java, &jars, folder, &cluster)?;
+                configure(folder, index, &ports, &controllers, strict.as_ref())?;
+                format(&java, &jars, folder, &cluster, strict.as_ref())?;
             }
             Ok((java, jars))
         };
@@ -245,6 +246,7 @@ fn configure(
     index: usize,
     ports: &[u16],
     controllers: &[u16],
+    strict: Option<&Strict>,
 ) -> Result<(), ServersError> {
     let (port, controller) = (ports[index], controllers[index]);
     let voters: Vec<String> = (1..)
@@ -263,14 +265,20 @@ fn configure(
         ("controller.quorum.voters", voters.join(",")),
         ("log.dirs", folder.join("data").display().to_string()),
     ];
+    let key = folder.join("broker.pem");
+    let strict_ones = strict.map(|it| it.settings(port, controller, &key));
+    // Of two of one name the last counts.
     let properties: String = settings(index + 1, ports.len())
         .into_iter()
         .chain(places)
+        .chain(strict_ones.into_iter().flatten())
         .map(|(name, value)| format!("{name}={value}\n"))
         .collect();
+    let key = strict.map_or("", |it| &it.login.key_and_certificate);
     for (name, text) in [
         ("server.properties", properties.as_str()),
         ("log4j2.xml", LOGGING),
+        ("broker.pem", key),
     ] {
         let path = folder.join(name);
         std::fs::write(&path, text).map_err(io(format!("write {}", path.display())))?;
@@ -278,12 +286,20 @@ fn configure(
     Ok(())
 }
 
-fn format(java: &Path, jars: &OsString, folder: &Path, cluster: &str) -> Result<(), ServersError> {
+fn format(
+    java: &Path,
+    jars: &OsString,
+    folder: &Path,
+    cluster: &str,
+    strict: Option<&Strict>,
+) -> Result<(), ServersError> {
+    let user = strict.map(|it| ["--add-scram".to_owned(), it.format_argument()]);
     let output = jvm(java, jars, folder)
         // It runs for a second: the second compiler would not pay off.
         .args(["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"])
         .args(["kafka.tools.StorageTool", "format", "-t", cluster])
         .args(["-c", "server.properties"])
+        .args(user.into_iter().flatten())
         .stdin(Stdio::null())
         .output()
         .map_err(io(format!("run {}", java.display())))?;

@@ -16,6 +16,8 @@ const SERVER: &str = "Kafka";
 /// Dropping this leaves them running until their [`Servers`] ends.
 pub struct Kafka {
     brokers: String,
+    /// Of the listener that demands a login.
+    strict: Option<String>,
     nodes: Vec<Node>,
 }
 
@@ -29,6 +31,7 @@ enum Node {
 pub(super) async fn bring_up(servers: &Servers, count: usize) -> Result<Kafka, ServersError> {
     if let Some(brokers) = &servers.sources.kafka_brokers {
         return Ok(Kafka {
+            strict: None,
             brokers: brokers.clone(),
             nodes: (0..count).map(|_| Node::Given).collect(),
         });
@@ -38,7 +41,7 @@ pub(super) async fn bring_up(servers: &Servers, count: usize) -> Result<Kafka, S
     let nodes = match contained(servers, ports).await? {
         Some(node) => vec![node],
         None => {
-            let nodes = Broker::create(servers, ports, controllers).await?;
+            let nodes = Broker::create(servers, ports, controllers, None).await?;
             nodes.into_iter().map(Node::Binaries).collect()
         }
     };
@@ -48,8 +51,87 @@ pub(super) async fn bring_up(servers: &Servers, count: usize) -> Result<Kafka, S
         .collect();
     Ok(Kafka {
         brokers: addresses.join(","),
+        strict: None,
         nodes,
     })
+}
+
+/// Who may log in to a strict broker, and how that shows who it is.
+#[derive(Clone)]
+pub struct KafkaLogin {
+    /// Private key and certificate for `localhost`, as PEM.
+    pub key_and_certificate: String,
+    /// Name, for SCRAM-SHA-512.
+    pub user: String,
+    /// Password.
+    pub password: String,
+}
+
+/// A broker with two listeners. Who comes by the plain one, without a name, is its administrator.
+pub(super) async fn bring_up_strict(
+    servers: &Servers,
+    login: &KafkaLogin,
+) -> Result<Kafka, ServersError> {
+    let ports = port::free_ones(3)?;
+    let [plain, controller, strict] = ports[..] else {
+        return Err(ServersError::Given { server: SERVER });
+    };
+    let strict = Strict {
+        port: strict,
+        login: login.clone(),
+    };
+    let address = format!("localhost:{}", strict.port);
+    let nodes = Broker::create(servers, &[plain], &[controller], Some(strict)).await?;
+    Ok(Kafka {
+        brokers: format!("127.0.0.1:{plain}"),
+        strict: Some(address),
+        nodes: nodes.into_iter().map(Node::Binaries).collect(),
+    })
+}
+
+/// The listener that demands a login.
+#[derive(Clone)]
+pub(super) struct Strict {
+    pub port: u16,
+    pub login: KafkaLogin,
+}
+
+impl Strict {
+    /// Settings that replace those of an open broker. `key` is the file with key and certificate.
+    pub fn settings(&self, plain: u16, controller: u16, key: &Path) -> Vec<(&'static str, String)> {
+        let port = self.port;
+        vec![
+            (
+                "listeners",
+                format!(
+                    "PLAINTEXT://127.0.0.1:{plain},SASL_SSL://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}"
+                ),
+            ),
+            (
+                "advertised.listeners",
+                format!("PLAINTEXT://127.0.0.1:{plain},SASL_SSL://localhost:{port}"),
+            ),
+            (
+                "listener.security.protocol.map",
+                "PLAINTEXT:PLAINTEXT,SASL_SSL:SASL_SSL,CONTROLLER:PLAINTEXT".into(),
+            ),
+            ("sasl.enabled.mechanisms", "SCRAM-SHA-512".into()),
+            (
+                "listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config",
+                "org.apache.kafka.common.security.scram.ScramLoginModule required;".into(),
+            ),
+            ("ssl.keystore.type", "PEM".into()),
+            ("ssl.keystore.location", key.display().to_string()),
+            ("allow.everyone.if.no.acl.found", "false".into()),
+            ("super.users", "User:ANONYMOUS".into()),
+        ]
+    }
+
+    /// How the storage is formatted, so that the user is there from the beginning.
+    pub fn format_argument(&self) -> String {
+        let KafkaLogin { user, password, .. } = &self.login;
+        format!("SCRAM-SHA-512=[name={user},password={password}]")
+    }
 }
 
 async fn contained(servers: &Servers, ports: &[u16]) -> Result<Option<Node>, ServersError> {
@@ -163,6 +245,12 @@ async fn answers(port: u16) -> bool {
 }
 
 impl Kafka {
+    /// The address of the listener that demands a login, where there is one.
+    #[must_use]
+    pub fn strict_brokers(&self) -> Option<&str> {
+        self.strict.as_deref()
+    }
+
     /// The addresses of all nodes, `127.0.0.1:PORT` for those that were started here, separated by commas. They stay the
     /// same over a restart.
     #[must_use]

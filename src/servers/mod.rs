@@ -29,7 +29,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub use broker::VERSION as KAFKA_VERSION;
 pub use docker::docker_answers;
 pub use java::{Java, java};
-pub use kafka::Kafka;
+pub use kafka::{Kafka, KafkaLogin};
 pub use postgres::{Postgres, PostgresOptions, PostgresVersion};
 
 use docker::Container;
@@ -244,6 +244,17 @@ impl Servers {
     /// Those of [`kafka`](Self::kafka).
     pub async fn kafka_cluster(&self) -> Result<Kafka, ServersError> {
         self.kafka_of(3).await
+    }
+
+    /// One broker that also listens for those who must show a password, encrypted, and who may do only what they were allowed
+    /// to. It comes from the binaries, so this needs Java.
+    ///
+    /// # Errors
+    /// Those of [`kafka`](Self::kafka).
+    pub async fn strict_kafka(&self, login: KafkaLogin) -> Result<Kafka, ServersError> {
+        let kafka = kafka::bring_up_strict(self, &login).await?;
+        self.note(format!("Kafka at {}", kafka.brokers()));
+        Ok(kafka)
     }
 
     async fn kafka_of(&self, nodes: usize) -> Result<Kafka, ServersError> {

@@ -30,13 +30,13 @@ async fn publish_one(scene: &Scene) {
 }
 
 /// What `doctor` found.
-struct Found {
+pub struct Found {
     code: i32,
-    json: Value,
+    pub json: Value,
 }
 
 /// Asks `doctor` with the settings of the relay.
-async fn doctor(relay: &RelayOf, more: &[&str]) -> Found {
+pub async fn doctor(relay: &RelayOf, more: &[&str]) -> Found {
     let output = command(relay).arg("--json").args(more).output().await;
     let output = output.expect("the binary");
     let json = serde_json::from_slice(&output.stdout);
@@ -59,7 +59,7 @@ fn command(relay: &RelayOf) -> Command {
 }
 
 impl Found {
-    fn checks(&self, verdicts: &[&str]) -> BTreeSet<String> {
+    pub fn checks(&self, verdicts: &[&str]) -> BTreeSet<String> {
         let checks = self.json["checks"].as_array().expect("checks");
         let ended = |check: &&Value| verdicts.contains(&check["verdict"].as_str().unwrap());
         let code = |check: &Value| check["code"].as_str().unwrap().to_owned();
@@ -67,7 +67,7 @@ impl Found {
     }
 
     /// Codes of what is wrong.
-    fn wrong(&self) -> BTreeSet<String> {
+    pub fn wrong(&self) -> BTreeSet<String> {
         self.checks(&["error", "warning"])
     }
 

@@ -41,5 +41,6 @@ mod settings;
 mod sizes;
 mod stale_frames;
 mod standby;
+mod strict;
 mod topics;
 mod verify;

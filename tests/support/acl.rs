@@ -9,6 +9,7 @@ use super::until;
 #[derive(Clone, Copy, Debug)]
 pub enum Resource {
     Topic = 2,
+    Cluster = 4,
     TransactionalId = 5,
 }
 
@@ -26,6 +27,7 @@ pub enum Operation {
     All = 2,
     Read = 3,
     Write = 4,
+    Create = 5,
     Describe = 8,
     DescribeConfigs = 10,
 }
@@ -47,6 +49,24 @@ pub async fn revoke(brokers: &str, resource: Resource, name: &str, operation: Op
         rule.extend(on(resource, name));
         rule.extend([string("User:*"), string("*")].concat());
         rule.extend([operation as u8, permission]);
+        ask(brokers, Api::Create, &rule).await;
+    }
+    applied(brokers, resource, name, 1).await;
+}
+
+/// This user may do this, where nobody may what no rule allows.
+pub async fn allow(
+    brokers: &str,
+    user: &str,
+    resource: Resource,
+    name: &str,
+    operations: &[Operation],
+) {
+    for operation in operations {
+        let mut rule = vec![0, 0, 0, 1];
+        rule.extend(on(resource, name));
+        rule.extend([string(&format!("User:{user}")), string("*")].concat());
+        rule.extend([*operation as u8, ALLOW]);
         ask(brokers, Api::Create, &rule).await;
     }
     applied(brokers, resource, name, 1).await;

@@ -10,6 +10,8 @@ pub mod proxy;
 pub mod scan;
 pub mod scene;
 pub mod servers;
+#[cfg(test)]
+pub mod strict;
 pub mod topic;
 pub mod writers;
 
