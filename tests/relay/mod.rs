@@ -43,4 +43,5 @@ mod stale_frames;
 mod standby;
 mod strict;
 mod topics;
+mod upgrade;
 mod verify;

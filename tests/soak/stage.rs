@@ -12,7 +12,7 @@ use crate::brokers::Brokers;
 use crate::fleet::{Fleet, Violations};
 use crate::network::Network;
 use crate::plan::Fault;
-use crate::support::process::RelayOf;
+use crate::support::process::{RelayOf, binary};
 use crate::support::servers::{TestDatabase, own, own_postgres};
 
 /// Name of the relay, and of what belongs to it.
@@ -49,6 +49,7 @@ impl Stage {
         ];
         let network = Network::before(brokers.addresses(), &database.url).await;
         let relay = RelayOf {
+            program: binary(),
             capture,
             name: NAME.to_owned(),
             // Its sessions are told from the writers' by this name.

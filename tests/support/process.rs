@@ -32,6 +32,7 @@ fn log_folder() -> PathBuf {
 /// How a relay is started.
 #[derive(Clone)]
 pub struct RelayOf {
+    pub program: PathBuf,
     pub name: String,
     pub database_url: String,
     pub brokers: String,
@@ -45,6 +46,7 @@ impl RelayOf {
     /// A relay named `name` between `database` and the shared Kafka.
     pub async fn new(name: &str, database: &TestDatabase) -> Self {
         Self {
+            program: binary(),
             name: name.to_owned(),
             database_url: database.url.clone(),
             brokers: shared().await.kafka.brokers().to_owned(),
@@ -73,7 +75,7 @@ impl RelayOf {
     }
 
     pub fn command(&self) -> Command {
-        let mut command = Command::new(binary());
+        let mut command = Command::new(&self.program);
         command
             .args([
                 "run",
@@ -95,7 +97,7 @@ impl RelayOf {
 
     /// Another command with its settings.
     pub async fn ask(&self, words: &[&str]) -> Output {
-        Command::new(binary())
+        Command::new(&self.program)
             .args(words)
             .args(["--name", &self.name])
             .args(["--database-url", &self.database_url])
