@@ -92,6 +92,17 @@ try {
       assert.ok((await page.textContent("#plots")).includes("4 more wait behind"));
       relay.change(() => {});
     });
+    await test("what could not be told is no silence", {}, async page => {
+      relay.change(status => {
+        status.parked = null;
+        status.history.parked_transactions = Array(300).fill(1);
+        status.slot = { active: true, wal_status: "unreserved", safe_wal_bytes: -5_242_880, retained_wal_bytes: 0, inactive_seconds: null };
+      });
+      await page.waitForFunction(() => document.getElementById("plots").textContent.includes("not known"));
+      await page.waitForFunction(() => document.getElementById("facts").textContent.includes("-5.0 MiB"));
+      assert.equal(await page.isVisible("#silent"), false);
+      relay.change(() => {});
+    });
     await test("a relay that does not answer is seen", {}, async (page, complaints) => {
       relay.silent(true);
       await page.waitForSelector("#silent:not([hidden])");
