@@ -21,12 +21,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use futures_util::TryStreamExt;
 use outbox_relay::database::Database;
 use outbox_relay::servers::Servers;
-use rdkafka::config::ClientConfig;
-use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::{Message, Offset, TopicPartitionList};
+use rdkafka::{Message, Offset};
 use support::{
-    INSERT, appended, by_the_socket, database, ended, load, number, relay, topic_with_append_times,
-    usage,
+    INSERT, appended, by_the_socket, consumer, database, ended, load, number, relay,
+    topic_with_append_times, usage,
 };
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
@@ -161,20 +159,8 @@ async fn latency(servers: &Servers, url: &str, brokers: &str, seconds: u64) {
     reason = "the events carry the database's wall clock, which is this machine's"
 )]
 fn consume(brokers: &str, stop: &AtomicBool) -> Vec<i64> {
-    let consumer: BaseConsumer = ClientConfig::new()
-        .set("bootstrap.servers", brokers)
-        .set("group.id", "bench")
-        .set("enable.auto.commit", "false")
-        .set("isolation.level", "read_committed")
-        .set("fetch.wait.max.ms", "5")
-        .create()
-        .unwrap();
-    let mut all = TopicPartitionList::new();
-    for partition in 0..3 {
-        all.add_partition_offset("latency", partition, Offset::End)
-            .unwrap();
-    }
-    consumer.assign(&all).unwrap();
+    let partitions = [0, 1, 2].map(|partition| ("latency", partition));
+    let consumer = consumer(brokers, &partitions, Offset::End);
     let mut seen = Vec::new();
     while !stop.load(Ordering::Relaxed) {
         let Some(Ok(message)) = consumer.poll(Duration::from_millis(50)) else {

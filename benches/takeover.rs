@@ -27,11 +27,9 @@ use outbox_relay::database::Database;
 use outbox_relay::servers::Servers;
 use outbox_relay::sink::kafka::position_topic::topic_of;
 use outbox_relay::sink::kafka::record::PositionRecord;
-use rdkafka::config::ClientConfig;
-use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::BorrowedMessage;
-use rdkafka::{Message, Offset, TopicPartitionList};
-use support::{database, init_wal, number, topic_with_append_times};
+use rdkafka::{Message, Offset};
+use support::{consumer, database, init_wal, number, topic_with_append_times};
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_postgres::Client;
@@ -230,20 +228,11 @@ async fn write(url: String, topic: &'static str, stop: Arc<AtomicBool>) {
 
 /// Reads events and positions until it is stopped.
 fn consume(brokers: &str, topic: &str, seen: &Mutex<Seen>, stop: &AtomicBool) {
-    let consumer: BaseConsumer = ClientConfig::new()
-        .set("bootstrap.servers", brokers)
-        .set("group.id", "bench")
-        .set("enable.auto.commit", "false")
-        .set("isolation.level", "read_committed")
-        .set("fetch.wait.max.ms", "5")
-        .create()
-        .unwrap();
-    let mut all = TopicPartitionList::new();
-    for name in [topic, &topic_of(topic)] {
-        all.add_partition_offset(name, 0, Offset::Beginning)
-            .unwrap();
-    }
-    consumer.assign(&all).unwrap();
+    let consumer = consumer(
+        brokers,
+        &[(topic, 0), (&topic_of(topic), 0)],
+        Offset::Beginning,
+    );
     while !stop.load(Ordering::Relaxed) {
         if let Some(Ok(message)) = consumer.poll(Duration::from_millis(50)) {
             seen.lock().unwrap().take(topic, &message);

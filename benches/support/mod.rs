@@ -139,21 +139,28 @@ pub async fn topic_with_append_times(brokers: &str, topic: &str, partitions: i32
     made.unwrap().remove(0).unwrap();
 }
 
-/// Time from the first to the last record of the given round, each of `events`.
-pub fn appended(brokers: &str, topic: &str, events: u64, round: u64) -> Duration {
+/// One that sees what was committed, as soon as it is there.
+pub fn consumer(brokers: &str, partitions: &[(&str, i32)], from: Offset) -> BaseConsumer {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", brokers)
         .set("group.id", "bench")
         .set("enable.auto.commit", "false")
         .set("isolation.level", "read_committed")
+        .set("fetch.wait.max.ms", "5")
         .create()
         .unwrap();
     let mut all = TopicPartitionList::new();
-    for partition in 0..3 {
-        all.add_partition_offset(topic, partition, Offset::Beginning)
-            .unwrap();
+    for (topic, partition) in partitions {
+        all.add_partition_offset(topic, *partition, from).unwrap();
     }
     consumer.assign(&all).unwrap();
+    consumer
+}
+
+/// Time from the first to the last record of the given round, each of `events`.
+pub fn appended(brokers: &str, topic: &str, events: u64, round: u64) -> Duration {
+    let partitions = [0, 1, 2].map(|partition| (topic, partition));
+    let consumer = consumer(brokers, &partitions, Offset::Beginning);
     let mut times: Vec<i64> = (0..events * round)
         .map(|_| {
             let message = consumer.poll(Duration::from_secs(30)).unwrap().unwrap();
