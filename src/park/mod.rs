@@ -253,7 +253,7 @@ impl<S: Store> Park<S> {
         if halts || attempt.transactions == 0 {
             return Err(fault);
         }
-        if let Some(topic) = topic {
+        if let (Some(topic), OnFault::Park) = (topic, self.settings.on_fault) {
             self.topics.failed(topic, why);
         }
         let named = (tx_id != "?").then(|| Arc::from(tx_id.as_str()));

@@ -483,7 +483,10 @@ async fn a_retry_that_fails_again_does_not_stop_a_relay_that_halts(capture: Capt
     poison.shows(&poison.good, &["b"]).await;
     poison.asked(&["discard", &id, "--reason", "a test"]).await;
     until("nothing waits", 10, async || poison.list().await.is_empty()).await;
-    poison.end(relay).await;
+    // What is new does stop it.
+    poison.commit(&[(&poison.bad, "l", "c")]).await;
+    assert_eq!(relay.ended().await.code(), Some(4));
+    poison.scene.drop_slots().await;
 }
 
 #[cfg(debug_assertions)]
