@@ -22,8 +22,8 @@ use crate::fault::{Fault, Server};
 use crate::position::Xid;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// With the login: the client's own limit ends when the connection is there.
-const LOGIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// With the login, for each host: the client's own limit, which is for each address, ends when the connection is there.
+const LOGIN_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// A value of a statement, with its type: so a pooler in transaction mode is no trouble.
 pub type Value<'a> = (&'a (dyn ToSql + Sync), Type);
@@ -106,13 +106,18 @@ impl Database {
     /// # Errors
     /// As classified in [`Fault`].
     pub async fn connect(&self) -> Result<Client, Fault> {
-        let login = timeout(LOGIN_TIMEOUT, self.config.connect(self.tls.clone()));
-        let (client, connection) = login.await.map_err(|_| no_answer())??;
+        let patience = self.login_time();
+        let login = timeout(patience, self.config.connect(self.tls.clone()));
+        let (client, connection) = login.await.map_err(|_| no_answer(patience))??;
         tokio::spawn(async move {
             // Its errors reach the client's pending and next calls.
             let _ = connection.await;
         });
         Ok(client)
+    }
+
+    fn login_time(&self) -> Duration {
+        LOGIN_TIMEOUT * u32::try_from(self.hosts()).unwrap_or(1)
     }
 
     /// How many hosts the address names.
@@ -216,14 +221,14 @@ impl Database {
         Pool::builder(manager)
             .max_size(connections)
             .runtime(Runtime::Tokio1)
-            .create_timeout(Some(LOGIN_TIMEOUT))
+            .create_timeout(Some(self.login_time()))
             .build()
             .map_err(|error| Fault::Defect(error.to_string()))
     }
 }
 
-fn no_answer() -> Fault {
-    let seconds = LOGIN_TIMEOUT.as_secs();
+fn no_answer(patience: Duration) -> Fault {
+    let seconds = patience.as_secs();
     Fault::Unavailable(
         Server::Postgres,
         format!("no answer to the login within {seconds} s"),

@@ -137,6 +137,11 @@ impl<C: Capture, S: Sink, L: Lease, P: Store> Relay<C, S, L, P> {
                 break Ok(self.published);
             };
             self.close().await;
+            // Again: letting go may have taken long, and the store must not be told by one whose lease is lost.
+            let fault = match fault {
+                Fault::Unpublishable { .. } => self.own(fault).await,
+                fault => fault,
+            };
             let Err(fault) = self.park.failed(fault).await else {
                 self.metrics.set_aside();
                 continue;
@@ -231,16 +236,21 @@ impl<C: Capture, S: Sink, L: Lease, P: Store> Relay<C, S, L, P> {
         // The first acknowledgement waits for the first look: only that tells whether the position belongs here.
         let mut acknowledged: Option<(Instant, Position)> = None;
         let mut report = Report::new(self.published);
-        let mut read_ahead = None;
+        let (mut read_ahead, mut looked) = (None, false);
         while !self.stop.is_cancelled() {
             self.metrics.turned();
-            if acknowledged.is_some() && self.release(&mut position).await? {
+            if looked && self.release(&mut position).await? {
                 continue;
             }
             let batch = match read_ahead.take() {
                 Some(batch) => Some(batch),
                 None => self.next(&position).await?,
             };
+            // What an operator asked for comes before it: it makes room for what must wait.
+            if !std::mem::replace(&mut looked, true) && batch.is_some() {
+                read_ahead = batch;
+                continue;
+            }
             let batch = match batch {
                 None => None,
                 Some(batch) => {

@@ -44,7 +44,8 @@ create table outbox.parked_events (
     key bytea,
     event_type text,
     payload bytea,
-    headers jsonb not null,
+    -- Not jsonb: a table of others may have json, which may hold what jsonb does not.
+    headers json not null,
     occurred_at_ms bigint not null,
     primary key (parked_id, index)
 );

@@ -3,4 +3,4 @@ with sized as (
 )
 insert into outbox.parked_events (parked_id, index, seq, id, topic, key, event_type, payload, headers, occurred_at_ms)
 select $1, e.*
-from unnest($2::bigint[], $3::bigint[], $4::uuid[], $5::text[], $6::bytea[], $7::text[], $8::bytea[], $9::jsonb[], $10::bigint[]) e
+from unnest($2::bigint[], $3::bigint[], $4::uuid[], $5::text[], $6::bytea[], $7::text[], $8::bytea[], $9::json[], $10::bigint[]) e

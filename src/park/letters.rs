@@ -13,8 +13,8 @@ use crate::fault::Fault;
 
 /// Events that a letter names.
 const EVENTS_MAX: usize = 10;
-/// Characters of a key that it shows: a letter must not be too large itself.
-const KEY_CHARS_MAX: usize = 200;
+/// Characters of whatever it repeats.
+const CHARS_MAX: usize = 250;
 /// Header `type`.
 const TYPE: &str = "outbox-relay.parked";
 
@@ -24,19 +24,24 @@ struct Letter<'a> {
     tx_id: &'a str,
     /// For `outbox-relay parked`.
     id: i64,
-    fault: &'a str,
+    fault: String,
     events: u64,
-    first_events: Vec<Named<'a>>,
+    first_events: Vec<Named>,
 }
 
 /// An event, but for what it says: that may be what is too large.
 #[derive(Serialize)]
-struct Named<'a> {
+struct Named {
     id: Uuid,
-    topic: &'a str,
+    topic: String,
     key: Option<String>,
     #[serde(rename = "type")]
-    event_type: Option<&'a str>,
+    event_type: Option<String>,
+}
+
+/// A letter must not be too large itself.
+fn cut(text: &str) -> String {
+    text.chars().take(CHARS_MAX).collect()
 }
 
 /// Those that wait for the next batch.
@@ -58,20 +63,17 @@ impl Letters {
         let Some(topic) = &self.topic else {
             return Ok(());
         };
-        let key = |key: &Bytes| {
-            let text = String::from_utf8_lossy(key);
-            text.chars().take(KEY_CHARS_MAX).collect()
-        };
+        let key = |key: &Bytes| cut(&String::from_utf8_lossy(key));
         let named = slice.events.iter().take(EVENTS_MAX).map(|event| Named {
             id: event.id,
-            topic: &event.topic,
+            topic: cut(&event.topic),
             key: event.key.as_ref().map(key),
-            event_type: event.event_type.as_deref(),
+            event_type: event.event_type.as_deref().map(cut),
         });
         let letter = Letter {
             tx_id: &slice.tx_id,
             id,
-            fault,
+            fault: cut(fault),
             events: slice.tx_count,
             first_events: named.collect(),
         };

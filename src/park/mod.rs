@@ -56,6 +56,9 @@ use crate::position::{self, Position};
 /// How often is looked for requests, while there is anything that they could be about.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
+/// A record names all that it passes over or settles, and must fit into a message: that is 330 kB.
+const TRANSACTIONS_MAX: u64 = 10_000;
+
 /// What happens to a transaction that can't be published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -169,7 +172,6 @@ impl<S: Store> Park<S> {
         self.passing = Unsettled::default();
         self.settling.clear();
         self.looked = None;
-        self.topics.forget();
         self.letters.forget();
         self.unsettled = applied(&mut self.store, said).await?;
         crash_point("park.applied");
@@ -214,7 +216,6 @@ impl<S: Store> Park<S> {
     /// Those of the store; the record says it again to the next one who opens.
     pub async fn published(&mut self) -> Result<(), Fault> {
         self.suspects = self.suspects.saturating_sub(self.attempt.transactions);
-        self.topics.forget();
         if self.passing.is_empty() && self.settling.is_empty() {
             return Ok(());
         }
@@ -288,8 +289,8 @@ async fn applied(store: &mut impl Store, said: &position::Unsettled) -> Result<U
 
 fn half_of(suspects: u64) -> u64 {
     match suspects {
-        0 => u64::MAX,
-        suspects => (suspects / 2).max(1),
+        0 => TRANSACTIONS_MAX,
+        suspects => (suspects / 2).clamp(1, TRANSACTIONS_MAX),
     }
 }
 

@@ -181,6 +181,12 @@ impl Store for PostgresStore {
         self.change(&[(failed, values)]).await
     }
 
+    async fn torn(&mut self, ids: &[i64]) -> Result<Vec<i64>, Fault> {
+        let torn = include_str!("../../sql/park/torn.sql");
+        let rows = self.rows(torn, &[(&ids, Type::INT8_ARRAY)]).await?;
+        rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+    }
+
     async fn events(
         &self,
         id: i64,
@@ -346,7 +352,7 @@ impl<'a> Columns<'a> {
             (&self.key, Type::BYTEA_ARRAY),
             (&self.event_type, Type::TEXT_ARRAY),
             (&self.payload, Type::BYTEA_ARRAY),
-            (&self.headers, Type::JSONB_ARRAY),
+            (&self.headers, Type::JSON_ARRAY),
             (&self.occurred_at_ms, Type::INT8_ARRAY),
         ]
     }

@@ -31,7 +31,12 @@ impl<S: Store> Park<S> {
             self.settings.batch_bytes_max,
         );
         let transactions_max = self.transactions_max();
-        let free = self.unsettled.free(transactions_max, limits);
+        let mut free = self.unsettled.free(transactions_max, limits);
+        if free.is_empty() {
+            return Ok(None);
+        }
+        let torn = self.torn(&free).await?;
+        free.retain(|entry| !torn.contains(&entry.id));
         if free.is_empty() {
             return Ok(None);
         }
@@ -43,6 +48,21 @@ impl<S: Store> Park<S> {
             released: self.settling.clone(),
         };
         Ok(Some(batch))
+    }
+
+    /// Those of which rows were deleted: they stay parked.
+    async fn torn(&mut self, free: &[Entry]) -> Result<Vec<i64>, Fault> {
+        let published = free.iter().filter(|it| is_published(it));
+        let ids: Vec<i64> = published.map(|entry| entry.id).collect();
+        let torn = self.store.torn(&ids).await?;
+        for id in &torn {
+            let why =
+                "rows of it were deleted from outbox.parked_events; put them back, or discard it";
+            tracing::warn!(id, "it can't be published: {why}");
+            self.store.failed_again(*id, why).await?;
+            self.unsettled.failed(*id);
+        }
+        Ok(torn)
     }
 
     /// The events of what is settled, but for what is discarded.

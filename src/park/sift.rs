@@ -18,6 +18,7 @@ impl<S: Store> Park<S> {
     /// # Errors
     /// Those of the store; [`Fault::Refused`] at the limits.
     pub async fn sift(&mut self, batch: Batch) -> Result<Option<Batch>, Fault> {
+        self.topics.forget();
         if self.unsettled.is_empty() && self.doomed.is_empty() && self.topics.is_empty() {
             return self.let_through(batch).await;
         }

@@ -66,6 +66,9 @@ pub trait Store: Clone + Send + 'static {
         why: &str,
     ) -> impl Future<Output = Result<(), Fault>> + Send;
 
+    /// Those of these transactions that have not all their events any more.
+    fn torn(&mut self, ids: &[i64]) -> impl Future<Output = Result<Vec<i64>, Fault>> + Send;
+
     /// The events of a transaction from `index` on, each with its own index, `events_max` of them at most.
     fn events(
         &self,
@@ -106,6 +109,10 @@ impl Store for NoStore {
 
     async fn failed_again(&mut self, _: i64, _: &str) -> Result<(), Fault> {
         Ok(())
+    }
+
+    async fn torn(&mut self, _: &[i64]) -> Result<Vec<i64>, Fault> {
+        Ok(Vec::new())
     }
 
     async fn events(&self, _: i64, _: u64, _: u64) -> Result<Vec<(u64, Event)>, Fault> {

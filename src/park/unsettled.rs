@@ -187,6 +187,14 @@ impl Unsettled {
         }
     }
 
+    /// A try of this one failed.
+    pub fn failed(&mut self, id: i64) {
+        let place = self.places.get(&id);
+        if let Some(entry) = place.and_then(|place| self.entries.get_mut(place)) {
+            (entry.request, entry.is_parked) = (None, true);
+        }
+    }
+
     /// What may be settled next, in order, within the limits: what was asked for, and what nothing before it holds.
     pub fn free(&mut self, transactions_max: u64, limits: (u64, u64)) -> Vec<Entry> {
         if self.none_is_free {
@@ -198,11 +206,10 @@ impl Unsettled {
             let waits = entry.is_parked && entry.request.is_none();
             let is_held = entry.keys.iter().any(|key| remaining.contains(key));
             let is_published = entry.request != Some(Request::Discard);
-            let fits = !is_published
-                || transactions == 0
-                || (transactions < transactions_max
-                    && events + entry.events <= limits.0
-                    && bytes + entry.bytes <= limits.1);
+            let has_room = events + entry.events <= limits.0 && bytes + entry.bytes <= limits.1;
+            let fits = free.is_empty()
+                || (free.len() as u64) < transactions_max
+                    && (!is_published || transactions == 0 || has_room);
             if waits || is_held || !fits {
                 remaining.extend(&entry.keys);
                 continue;

@@ -35,6 +35,8 @@ use crate::park::people::set_aside;
 use crate::position::{Origin, Position, Xid};
 use crate::sink::kafka::last_position;
 
+/// A topic that refused a batch is told smaller ones.
+const TRIES: u32 = 3;
 /// Events that are shown.
 const SAMPLE: usize = 10;
 
@@ -101,34 +103,16 @@ pub async fn replay(
     here.accepts(&position, next_xid)?;
     selection.check_times(&client).await?;
     let id = format!("replay-{}", Uuid::new_v4().simple());
-    let mut publisher = match apply {
-        true => Some(Publisher::open(&settings.kafka, &id).await?),
-        false => None,
-    };
-    let name = &settings.name;
     let reading = Reading {
-        set_aside: set_aside(&client, name, &position.unsettled).await?,
+        set_aside: set_aside(&client, &settings.name, &position.unsettled).await?,
         settings,
         selection,
         position: &position,
         here: &here,
     };
-    let found = reading.rows(&client, id, &mut publisher).await;
-    match (found, publisher) {
-        (Ok(mut found), Some(mut publisher)) => {
-            if let Err(fault) = publisher.flush().await {
-                publisher.abandon().await;
-                return Err(fault);
-            }
-            publisher.commit(found.events > 0).await?;
-            found.applied = true;
-            Ok(found)
-        }
-        (Err(fault), Some(publisher)) => {
-            publisher.abandon().await;
-            Err(fault)
-        }
-        (found, None) => found,
+    match apply {
+        true => reading.publish(&client, id).await,
+        false => reading.rows(&client, id, &mut None).await,
     }
 }
 
@@ -141,6 +125,38 @@ struct Reading<'a> {
 }
 
 impl Reading<'_> {
+    /// In one Kafka transaction, at the second or third try if the producer has to be made anew.
+    async fn publish(&self, client: &Client, id: String) -> Result<Replayed, Fault> {
+        let mut shell = Publisher::shell(&self.settings.kafka, &id);
+        let mut tries = 1;
+        loop {
+            let mut publisher = Some(Publisher::open(shell).await?);
+            let read = self.rows(client, id.clone(), &mut publisher).await;
+            let Some(mut publisher) = publisher else {
+                return read;
+            };
+            let flushed = match read {
+                Ok(found) => publisher.flush().await.map(|()| found),
+                Err(fault) => Err(fault),
+            };
+            match flushed {
+                Ok(mut found) => {
+                    publisher.commit(found.events > 0).await?;
+                    found.applied = true;
+                    return Ok(found);
+                }
+                Err(fault) => {
+                    shell = publisher.abandon().await;
+                    if !matches!(fault, Fault::Recycle(_)) || tries == TRIES {
+                        return Err(fault);
+                    }
+                    tracing::info!("{fault}; trying again");
+                    tries += 1;
+                }
+            }
+        }
+    }
+
     /// One pass over the selected rows.
     async fn rows(
         &self,

@@ -16,13 +16,16 @@ pub struct Publisher {
 }
 
 impl Publisher {
-    /// Takes the epoch of the replays of this relay, so two at a time are not possible, and begins.
-    pub async fn open(settings: &KafkaSettings, replay: &str) -> Result<Self, Fault> {
-        let settings = KafkaSettings {
+    /// The client's side, which learns from one try for the next.
+    pub fn shell(settings: &KafkaSettings, replay: &str) -> ThreadShell {
+        ThreadShell::new(Arc::new(KafkaSettings {
             replay: Some(replay.into()),
             ..settings.clone()
-        };
-        let mut shell = ThreadShell::new(Arc::new(settings));
+        }))
+    }
+
+    /// Takes the epoch of the replays of this relay, so two at a time are not possible, and begins.
+    pub async fn open(mut shell: ThreadShell) -> Result<Self, Fault> {
         shell.create().await?;
         shell.init_transactions().await?;
         shell.begin().await?;
@@ -51,13 +54,14 @@ impl Publisher {
 
     /// Ends the transaction without a trace: a new producer's epoch makes the broker abort it. Else consumers would wait for its
     /// timeout.
-    pub async fn abandon(mut self) {
+    pub async fn abandon(mut self) -> ThreadShell {
         self.shell.drop_producer().await;
         if self.shell.create().await.is_ok() {
             // What kept the replay from its end was told already.
             let _ = self.shell.init_transactions().await;
         }
         self.shell.drop_producer().await;
+        self.shell
     }
 
     /// The producer does nothing after it, so no frame of it that is late can meet another transaction.

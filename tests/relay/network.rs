@@ -312,7 +312,7 @@ async fn a_relay_whose_login_gets_no_answer_says_so_and_goes_on(capture: Capture
     let (proxy, behind) = behind_proxy(&scene).await;
     proxy.set(EVERYTHING);
     let relay = behind.start().await;
-    relay.says("no answer to the login within 10 s").await;
+    relay.says("no answer to the login within 15 s").await;
     proxy.set(Weather::default());
     relay.says("active").await;
     relay.terminate().await;

@@ -63,6 +63,24 @@ async fn transaction(scene: &Scene, topic: &str, keys_and_values: &[(&str, &str)
         .expect("a transaction");
 }
 
+both_captures!(120, a_topic_that_takes_small_batches_alone_gets_them);
+
+async fn a_topic_that_takes_small_batches_alone_gets_them(capture: CaptureKind) {
+    let scene = Scene::of(capture).await;
+    let (relay, topic, small) = (&scene.relay, unique("topic"), unique("small"));
+    let hand = Hand::at(&relay.brokers);
+    hand.create(&topic, 1, &[]).await;
+    hand.create(&small, 1, &[("max.message.bytes", "2000")])
+        .await;
+    let value = "x".repeat(300);
+    transaction(&scene, &topic, &[("k", value.as_str()); 50], "commit").await;
+    relay.catch_up().await;
+    let to = ["--topic", &topic, "--to-topic", &small, "--apply"];
+    assert_eq!(json("replay", relay, &to).await["applied"], true);
+    assert_eq!(records(&relay.brokers, &small).await.len(), 50);
+    scene.drop_slots().await;
+}
+
 both_captures!(120, what_was_published_is_published_again_marked_and_whole);
 
 async fn what_was_published_is_published_again_marked_and_whole(capture: CaptureKind) {

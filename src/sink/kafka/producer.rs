@@ -49,8 +49,19 @@ const REPORTS_WAIT: Duration = Duration::from_secs(1);
 const DELIVERY_PATIENCE: Duration = Duration::from_secs(2);
 /// Opaque of the position record; events have the index of their topic.
 const POSITION_RECORD: usize = usize::MAX;
-/// That of a letter about a parked transaction; no position record claims it.
-const LETTER: usize = usize::MAX - 1;
+/// Beside the index of its topic: it is a letter about a parked transaction, and no position record claims it.
+const LETTER: usize = 1 << (usize::BITS - 2);
+
+/// What a delivery report is about.
+fn is_letter(opaque: usize) -> bool {
+    opaque != POSITION_RECORD && opaque & LETTER != 0
+}
+
+fn refused_letter(why: &str) -> Fault {
+    Fault::Refused(format!(
+        "the dead-letter topic: {why}; or leave dead-letter-topic out"
+    ))
+}
 
 /// Carries out commands of the machine. A simulator implements it too.
 ///
@@ -301,7 +312,7 @@ impl Seen {
 
     fn delivered(&mut self, topic: usize, partition: i32, offset: i64) {
         self.delivered += 1;
-        if [POSITION_RECORD, LETTER].contains(&topic) {
+        if topic == POSITION_RECORD || is_letter(topic) {
             return;
         }
         let at = (topic, partition);
@@ -656,17 +667,18 @@ impl Worker {
             timestamp: Some(event.occurred_at_ms),
             headers: Some(headers),
             delivery_opaque: match slice.is_letter() {
-                true => LETTER,
+                true => topic | LETTER,
                 false => topic,
             },
         };
-        self.queue(
-            record,
-            At::Event {
-                topic: &event.topic,
-                tx_id: &slice.tx_id,
-            },
-        )?;
+        let at = At::Event {
+            topic: &event.topic,
+            tx_id: &slice.tx_id,
+        };
+        self.queue(record, at).map_err(|fault| match fault {
+            Fault::Unpublishable { why, .. } if slice.is_letter() => refused_letter(&why),
+            fault => fault,
+        })?;
         self.sent += 1;
         self.sent_to.insert(topic);
         if self.sent.is_multiple_of(SERVE_EVERY) {
@@ -818,7 +830,11 @@ impl Worker {
         if let Some(fault) = self.lateness() {
             return fault;
         }
-        let (code, topic) = self.cause(failed);
+        let (code, opaque) = self.cause(failed);
+        let topic = match is_letter(opaque) {
+            true => opaque & !LETTER,
+            false => opaque,
+        };
         if let Some(fault) = self.batch_was_too_large(code, topic) {
             return fault;
         }
@@ -841,17 +857,14 @@ impl Worker {
                 topic: blamed.unwrap_or(topic),
                 tx_id,
             },
-            None if topic == LETTER => At::Event {
-                topic: "of dead letters",
-                tx_id,
-            },
             None => At::PositionTopic(&position_topic),
         };
+        // Another topic of the same Kafka transaction may be to blame.
+        let is_letter = is_letter(opaque)
+            && blamed.is_none_or(|it| Some(it) == self.names.get(topic).map(|it| &**it));
         let text = format!("a record was not delivered: {code} ({last_error})");
         match of_code(code, at, text) {
-            Fault::Unpublishable { why, .. } if topic == LETTER => {
-                Fault::Refused(format!("{why}; or leave dead-letter-topic out"))
-            }
+            Fault::Unpublishable { why, .. } if is_letter => refused_letter(&why),
             fault => fault,
         }
     }

@@ -246,6 +246,11 @@ impl Store for ParkStore {
         .await
     }
 
+    async fn torn(&mut self, _: &[i64]) -> Result<Vec<i64>, Fault> {
+        // Nobody deletes rows here.
+        Ok(Vec::new())
+    }
+
     async fn events(
         &self,
         id: i64,
