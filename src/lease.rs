@@ -3,7 +3,7 @@
 //! The protocol, with its reasons:
 //!
 //! 1. The lease is a session advisory lock of PostgreSQL, keyed by the relay's name, on a direct connection of its own
-//!    (a pooler in transaction mode would hand the session to somebody else; `--pooler-url` is for what needs none).
+//!    (a pooler in transaction mode would hand the session to somebody else).
 //! 2. A standby *polls* `pg_try_advisory_lock` outside any transaction. Waiting inside the statement would pin the
 //!    server's xmin for as long as the standby waits: VACUUM and CREATE INDEX CONCURRENTLY stall (measured).
 //! 3. The session sets `idle_session_timeout` to the lease time and pings three times in it. A holder that is stopped,

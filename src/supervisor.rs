@@ -49,7 +49,7 @@ pub async fn run(settings: &Settings, until_caught_up: bool) -> Result<Published
         SinkKind::Kafka => {
             let sink = KafkaSink::new(settings.kafka.clone(), lease.clone())?;
             let sink = sink.with_metrics(metrics.clone());
-            let store = PostgresStore::new(&settings.name, &settings.pooled)?;
+            let store = PostgresStore::new(&settings.name, &settings.database)?;
             let park = Park::new(store, settings.park.clone());
             supervise(settings, ends, sink, park, lease, metrics).await
         }
@@ -91,12 +91,11 @@ struct Ends<F> {
 }
 
 fn capture(settings: &Settings) -> Result<Either, Fault> {
-    let database = match settings.capture {
-        CaptureKind::Table => &settings.pooled,
-        // Of the stream no pooler knows.
-        CaptureKind::Wal => &settings.database,
-    };
-    Either::new(settings.capture, settings.outbox.clone(), database)
+    Either::new(
+        settings.capture,
+        settings.outbox.clone(),
+        &settings.database,
+    )
 }
 
 fn retention(settings: &Settings) -> Option<RetentionSettings> {

@@ -95,8 +95,6 @@ options! {
     name: String, "OUTBOX_RELAY_NAME", "Name of the relay: letters, digits, '.', '_', '-'; names its position topic, transactional.id and lease";
     /// Address of the database.
     database_url: String, "OUTBOX_RELAY_DATABASE_URL", "postgres://user:password@host:5432/db, or a unix socket: postgres://user@%2Fvar%2Frun%2Fpostgresql/db", hide_env_values;
-    /// Address of a pooler.
-    pooler_url: String, "OUTBOX_RELAY_POOLER_URL", "Address of a pooler before the same database, also one in transaction mode, for what needs no session: reading the table, and what is parked; lease, slot, retention and looks go to database-url [default: none]", hide_env_values;
     /// Address of the brokers.
     kafka_brokers: String, "OUTBOX_RELAY_KAFKA_BROKERS", "Kafka brokers, host:port, separated by commas";
     /// Where events go.
@@ -158,8 +156,6 @@ pub struct Settings {
     pub name: String,
     /// The database.
     pub database: Database,
-    /// The same, for what needs no session of its own: perhaps by a pooler.
-    pub pooled: Database,
     /// Where events go.
     pub sink: SinkKind,
     /// Where it begins.
@@ -262,16 +258,6 @@ impl Options {
         Database::parse(url)
     }
 
-    fn pooled(&self, database: &Database) -> Result<Database, Fault> {
-        match &self.pooler_url {
-            None => Ok(database.clone()),
-            Some(url) => Database::parse(url).map_err(|fault| match fault {
-                Fault::Setting(text) => wrong(text.replace("database-url", "pooler-url")),
-                fault => fault,
-            }),
-        }
-    }
-
     /// Checks everything, before anything is touched.
     ///
     /// # Errors
@@ -302,7 +288,6 @@ impl Options {
             outbox,
             kafka,
             name,
-            pooled: self.pooled(&database)?,
             database,
             sink,
             start: match self.start.unwrap_or(StartKind::Beginning) {

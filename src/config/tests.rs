@@ -54,7 +54,6 @@ fn every_setting_arrives() {
     let given = Options {
         name: Some("shop".into()),
         database_url: Some("postgres://u@127.0.0.1:1/other".into()),
-        pooler_url: Some("postgres://u@127.0.0.1:2/other".into()),
         kafka_brokers: Some("h:7".into()),
         sink: Some(SinkKind::Kafka),
         capture: Some(CaptureKind::Table),
@@ -91,7 +90,6 @@ fn every_setting_arrives() {
     let Settings {
         name,
         database,
-        pooled,
         sink,
         capture,
         start,
@@ -110,7 +108,6 @@ fn every_setting_arrives() {
         ("shop", SinkKind::Kafka, CaptureKind::Table, Start::Now)
     );
     assert_eq!(database.to_string(), "127.0.0.1:1/other");
-    assert_eq!(pooled.to_string(), "127.0.0.1:2/other");
     assert_eq!((lease_time, drain_time), (ms(1_900), ms(20)));
     assert_eq!(retention_minutes, Some(21));
     assert_eq!(park.dead_letter_topic.as_deref(), Some("dead"));
@@ -228,7 +225,7 @@ fn a_secret_that_stands_in_the_wrong_form_is_not_told() {
 #[test]
 fn what_is_wrong_is_named_with_what_would_be_right() {
     type Change = fn(&mut Options);
-    let cases: [(Change, &str); 25] = [
+    let cases: [(Change, &str); 24] = [
         (|o| o.name = None, "name is missing"),
         (
             |o| o.name = Some("a b".into()),
@@ -251,10 +248,6 @@ fn what_is_wrong_is_named_with_what_would_be_right() {
         (
             |o| o.sink = Some(SinkKind::Memory),
             "no meaning with sink memory",
-        ),
-        (
-            |o| o.pooler_url = Some("mysql://u:topsecret@h/d".into()),
-            "pooler-url is not usable",
         ),
         (|o| o.table = Some("events".into()), "table \"events\""),
         (

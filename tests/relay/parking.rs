@@ -1,7 +1,5 @@
 //! A transaction that can't be published steps aside with what shares its keys; all others flow; it comes back in order.
 
-use std::sync::atomic::Ordering;
-
 use outbox_relay::capture::CaptureKind;
 #[cfg(debug_assertions)]
 use outbox_relay::crash_point::PARK_CRASH_POINTS;
@@ -10,7 +8,6 @@ use serde_json::Value;
 
 use super::verify::verify;
 use crate::support::process::RelayProcess;
-use crate::support::proxy::pooler::Pooler;
 use crate::support::scan::records;
 use crate::support::scene::Scene;
 use crate::support::topic::Hand;
@@ -454,29 +451,6 @@ async fn the_dead_letter_topic_is_told_what_is_parked_and_when_it_is_settled(cap
     let letters = records(&poison.scene.relay.brokers, &dead).await;
     assert_eq!((letters.len(), &letters[1].value), (2, &None));
     assert_eq!(letters[1].key, letters[0].key);
-    poison.end(relay).await;
-}
-
-both_captures!(90, a_pooler_serves_all_that_needs_no_session);
-
-/// One in transaction mode: all share one session of the server.
-async fn a_pooler_serves_all_that_needs_no_session(capture: CaptureKind) {
-    let mut poison = Poison::of(capture, &[]).await;
-    let url = &poison.scene.database.url;
-    let pooler = Pooler::before(url).await;
-    let through = url.replace(&pooler.server, &pooler.address);
-    poison.scene.relay = poison.scene.relay.with(&["--pooler-url", &through]);
-    let (good, bad) = (poison.good.as_str(), poison.bad.as_str());
-    let relay = poison.scene.relay.start().await;
-    poison.commit(&[(bad, "k", "a1"), (good, "x", "a2")]).await;
-    poison.commit(&[(good, "x", "b")]).await;
-    poison.commit(&[(good, "y", "c")]).await;
-    poison.shows(good, &["c"]).await;
-    let id = poison.waits(1).await.to_string();
-    poison.hand.create(bad, 1, &[]).await;
-    poison.asked(&["retry", &id]).await;
-    poison.shows(good, &["c", "a2", "b"]).await;
-    assert!(pooler.served.load(Ordering::Relaxed) > 4);
     poison.end(relay).await;
 }
 

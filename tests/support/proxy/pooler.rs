@@ -2,7 +2,6 @@
 
 use std::io::Result;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -20,8 +19,6 @@ pub struct Pooler {
     pub address: String,
     /// Where the server is.
     pub server: String,
-    /// Transactions that went through it.
-    pub served: Arc<AtomicU64>,
     accepting: JoinHandle<()>,
 }
 
@@ -34,15 +31,12 @@ impl Pooler {
         let session = Arc::new(Mutex::new(session.expect("a session")));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address").to_string();
-        let served = Arc::new(AtomicU64::new(0));
-        let count = Arc::clone(&served);
         let accepting = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(serve(client, Arc::clone(&session), Arc::clone(&count)));
+                tokio::spawn(serve(client, Arc::clone(&session)));
             }
         });
         Self {
-            served,
             address,
             server,
             accepting,
@@ -78,11 +72,7 @@ async fn message(stream: &mut TcpStream) -> Result<(u8, Vec<u8>)> {
     Ok((tag, [head, body].concat()))
 }
 
-async fn serve(
-    mut client: TcpStream,
-    session: Arc<Mutex<TcpStream>>,
-    served: Arc<AtomicU64>,
-) -> Result<()> {
+async fn serve(mut client: TcpStream, session: Arc<Mutex<TcpStream>>) -> Result<()> {
     loop {
         let length = client.read_u32().await?;
         let mut startup = vec![0; length as usize - 4];
@@ -96,7 +86,6 @@ async fn serve(
     loop {
         let first = message(&mut client).await?;
         transaction(&mut client, &mut *session.lock().await, first).await?;
-        served.fetch_add(1, Ordering::Relaxed);
     }
 }
 
