@@ -81,11 +81,11 @@ impl Plan {
         let is_same = (known.transactions, known.ids) == (waiting.transactions, waiting.ids);
         let (known, here) = (known.transactions, waiting.transactions);
         if !is_same {
-            let doubt = match here > known {
-                true => {
-                    "; what the position does not know of may have been published already: look at it, and discard it if so"
+            let doubt = match here {
+                0 => "",
+                _ => {
+                    "; of those that wait here some may have been published already, see docs/parking.md"
                 }
-                false => "",
             };
             self.changes.push(format!(
                 "parked and held transactions: {known} become {here}{doubt}"

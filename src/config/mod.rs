@@ -110,7 +110,7 @@ options! {
     /// Where to begin without a position.
     start: StartKind, "OUTBOX_RELAY_START", "Where a relay begins that never ran [default: beginning]";
     /// Events in a batch.
-    batch_events_max: u64, "OUTBOX_RELAY_BATCH_EVENTS_MAX", "Events in one Kafka transaction, at most; a larger database transaction goes alone [default: 10000]";
+    batch_events_max: u64, "OUTBOX_RELAY_BATCH_EVENTS_MAX", "Events in one Kafka transaction, at most, and 10000 database transactions; a larger one goes alone [default: 10000]";
     /// Payload bytes in a batch.
     batch_bytes_max: u64, "OUTBOX_RELAY_BATCH_BYTES_MAX", "Payload bytes in one Kafka transaction, at most; a larger database transaction goes alone [default: 4194304]";
     /// Group commit.

@@ -276,6 +276,7 @@ impl<S: Store> Park<S> {
             }
             None => {
                 self.doomed.insert(tx_id, why.clone());
+                self.known = None;
             }
         }
         Ok(())

@@ -31,15 +31,16 @@ impl<S: Store> Park<S> {
             self.settings.batch_bytes_max,
         );
         let transactions_max = self.transactions_max();
-        let mut free = self.unsettled.free(transactions_max, limits);
-        if free.is_empty() {
-            return Ok(None);
-        }
-        let torn = self.torn(&free).await?;
-        free.retain(|entry| !torn.contains(&entry.id));
-        if free.is_empty() {
-            return Ok(None);
-        }
+        let free = loop {
+            let free = self.unsettled.free(transactions_max, limits);
+            if free.is_empty() {
+                return Ok(None);
+            }
+            // What stays holds what was behind it, so all is reckoned anew.
+            if !self.any_is_torn(&free).await? {
+                break free;
+            }
+        };
         let mut batch = self.load(&free, &at.place()).await?;
         self.settling = free.iter().map(|entry| entry.id).collect();
         self.attempt = Attempt {
@@ -50,8 +51,8 @@ impl<S: Store> Park<S> {
         Ok(Some(batch))
     }
 
-    /// Those of which rows were deleted: they stay parked.
-    async fn torn(&mut self, free: &[Entry]) -> Result<Vec<i64>, Fault> {
+    /// Those of which rows were deleted stay parked.
+    async fn any_is_torn(&mut self, free: &[Entry]) -> Result<bool, Fault> {
         let published = free.iter().filter(|it| is_published(it));
         let ids: Vec<i64> = published.map(|entry| entry.id).collect();
         let torn = self.store.torn(&ids).await?;
@@ -62,7 +63,7 @@ impl<S: Store> Park<S> {
             self.store.failed_again(*id, why).await?;
             self.unsettled.failed(*id);
         }
-        Ok(torn)
+        Ok(!torn.is_empty())
     }
 
     /// The events of what is settled, but for what is discarded.

@@ -161,6 +161,8 @@ impl<S: Store> Park<S> {
             }
         }
         self.passing.add(Entry::new(id, tx_id, fault.is_some()));
+        // Others may have to wait now.
+        self.known = None;
         Ok(id)
     }
 

@@ -35,8 +35,8 @@ use crate::park::people::set_aside;
 use crate::position::{Origin, Position, Xid};
 use crate::sink::kafka::last_position;
 
-/// A topic that refused a batch is told smaller ones.
-const TRIES: u32 = 3;
+/// Each topic that refused a batch makes them smaller.
+const TRIES: u32 = 10;
 /// Events that are shown.
 const SAMPLE: usize = 10;
 
@@ -125,7 +125,7 @@ struct Reading<'a> {
 }
 
 impl Reading<'_> {
-    /// In one Kafka transaction, at the second or third try if the producer has to be made anew.
+    /// In one Kafka transaction, at a later try if the producer has to be made anew.
     async fn publish(&self, client: &Client, id: String) -> Result<Replayed, Fault> {
         let mut shell = Publisher::shell(&self.settings.kafka, &id);
         let mut tries = 1;
