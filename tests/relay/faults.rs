@@ -227,8 +227,9 @@ async fn two_services_on_one_server_and_one_kafka_do_not_meet(capture: CaptureKi
     for relay in relays {
         relay.terminate().await;
     }
-    clean(&one.check().await, 200);
-    clean(&two.check().await, 200);
+    // Some of those that the writers count touch no events.
+    clean(&one.check().await, 150);
+    clean(&two.check().await, 150);
     // The name of one on the database of the other.
     let crossed = RelayOf {
         database_url: two.database.url.clone(),

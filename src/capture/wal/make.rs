@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::time::interval;
+use tokio::time::{interval, sleep};
 use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
@@ -14,6 +14,9 @@ use crate::database::Database;
 use crate::fault::{Fault, Server};
 use crate::position::{Lsn, Snapshot};
 
+/// How often a slot is made anew that the server could not make, and the pause between.
+const TRIES: u32 = 60;
+const TRY_EVERY: Duration = Duration::from_secs(1);
 /// How often it is told who keeps us waiting.
 const TELL_EVERY: Duration = Duration::from_secs(2);
 
@@ -72,7 +75,7 @@ pub async fn make_publication(
 pub async fn make_slot(
     database: &Database,
     settings: &CaptureSettings,
-    waiting: impl FnMut(&str),
+    mut waiting: impl FnMut(&str),
 ) -> Result<Option<Made>, Fault> {
     let client = database.connect().await?;
     let slot = &settings.slot;
@@ -93,7 +96,18 @@ pub async fn make_slot(
     }
     let begin = include_str!("../../../sql/wal/slot_begun.sql");
     client.query_typed(begin, &[(slot, Type::TEXT)]).await?;
-    create(database, &client, slot, waiting).await.map(Some)
+    let mut tries = 1;
+    loop {
+        let fault = match create(database, &client, slot, &mut waiting).await {
+            Err(fault @ Fault::Unavailable(..)) if tries < TRIES => fault,
+            made => return made.map(Some),
+        };
+        // Where some thousand subtransactions are open the server can't export a snapshot of them (SQLSTATE 40001).
+        waiting(&format!("{fault}; trying again"));
+        tries += 1;
+        sleep(TRY_EVERY).await;
+        drop_slot(&client, slot).await?;
+    }
 }
 
 /// The statement for the outbox table.
@@ -138,7 +152,7 @@ async fn create(
     database: &Database,
     client: &Client,
     slot: &str,
-    mut waiting: impl FnMut(&str),
+    waiting: &mut impl FnMut(&str),
 ) -> Result<Made, Fault> {
     let mut wire = primary(database, async |_| Ok(())).await?;
     let version: i32 = client
