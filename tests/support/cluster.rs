@@ -64,7 +64,7 @@ fn leader_in(metadata: &Metadata, partition: impl Fn(usize) -> usize) -> Option<
 
 /// Has each write to these topics need so many copies. All other settings of theirs go back to the default.
 pub async fn need_copies(brokers: &str, topics: &[String], copies: u8) -> Result<(), String> {
-    let (admin, copies) = (admin(brokers), copies.to_string());
+    let copies = copies.to_string();
     let options = AdminOptions::new().request_timeout(Some(ANSWER_MAX));
     let since = Instant::now();
     loop {
@@ -73,7 +73,8 @@ pub async fn need_copies(brokers: &str, topics: &[String], copies: u8) -> Result
             .map(|topic| AlterConfig::new(ResourceSpecifier::Topic(topic)))
             .map(|change| change.set("min.insync.replicas", &copies))
             .collect();
-        let why = match admin.alter_configs(&changes, &options).await {
+        // A new client each time: an old one goes on to ask a node that is away.
+        let why = match admin(brokers).alter_configs(&changes, &options).await {
             Ok(answers) => match answers.into_iter().find_map(Result::err) {
                 None => return Ok(()),
                 Some((_, code)) => code.to_string(),
