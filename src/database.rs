@@ -25,7 +25,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// With the login, for each host: the client's own limit, which is for each address, ends when the connection is there.
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// A value of a statement, with its type: so a pooler in transaction mode is no trouble.
+/// A value of a statement, with its type: so nothing need be prepared, which would be a round trip more.
 pub type Value<'a> = (&'a (dyn ToSql + Sync), Type);
 
 /// A transaction id as the server prints it.

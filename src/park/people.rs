@@ -124,7 +124,7 @@ pub async fn set_aside(
     last: &position::Unsettled,
 ) -> Result<HashMap<Xid, bool>, Fault> {
     let values: [Value; 2] = [(&relay, Type::TEXT), (&last.passed, Type::TEXT_ARRAY)];
-    let set_aside = include_str!("../../sql/verify/parked.sql");
+    let set_aside = include_str!("../../sql/park/set_aside.sql");
     let rows = client.query_typed(set_aside, &values).await?;
     let of = |row: &Row| Ok((xid(row.try_get(0)?)?, row.try_get(1)?));
     rows.iter().map(of).collect()
